@@ -1,0 +1,64 @@
+"""The fine network: shapes, size, sight of single voxels, and settings that check themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from VelvetMedLib.errors import UsageError
+from VelvetMedLib.models.fine import FineConfig, FineNet
+
+SMALL = FineConfig(channels=(8, 16, 24, 32), feature_channels=16, full_channels=8, head_channels=16)
+
+
+def test_outputs_have_the_grid_of_the_input_and_features_have_half_of_it() -> None:
+    out = FineNet(SMALL).eval()(torch.rand(2, 2, 32, 16, 48))
+    assert out.organ_logits.shape == (2, 33, 32, 16, 48)
+    assert out.lesion_logits.shape == (2, 17, 32, 16, 48)
+    assert out.features.shape == (2, 16, 16, 8, 24)
+
+
+def test_the_default_network_fits_its_share_of_the_bundle() -> None:
+    net = FineNet(FineConfig())
+    assert 2.5e6 < sum(p.numel() for p in net.parameters()) < 3.0e6
+    assert net.config.feature_channels == 48 and net.config.stride == 16
+
+
+def test_a_lesion_logit_feels_a_single_voxel_and_its_position() -> None:
+    torch.manual_seed(0)
+    net = FineNet(SMALL).eval()
+    x = torch.full((1, 2, 32, 32, 32), 0.3)
+    dot = x.clone()
+    dot[:, :, 17, 12, 9] = 0.9
+    with torch.no_grad():
+        moved = (net(dot).lesion_logits - net(x).lesion_logits).abs().sum(dim=(0, 1))
+    peak = torch.unravel_index(moved.argmax(), moved.shape)
+    assert max(abs(int(p) - q) for p, q in zip(peak, (17, 12, 9), strict=True)) <= 2
+
+
+def test_lesions_are_rare_before_anything_is_learnt() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert FineNet(SMALL)(torch.rand(1, 2, 32, 32, 32)).lesion_logits.sigmoid().mean() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 30, 32, 32), (1, 1, 32, 32, 32), (2, 32, 32, 32)])
+def test_an_input_that_does_not_fit_is_refused_with_the_expected_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="multiples of 16"):
+        FineNet(SMALL)(torch.rand(shape))
+
+
+def test_settings_survive_a_dictionary_and_name_what_is_wrong() -> None:
+    assert FineConfig.from_dict(SMALL.to_dict()) == SMALL
+    with pytest.raises(UsageError, match="depth"):
+        FineConfig.from_dict({"depth": 3})
+    with pytest.raises(UsageError, match=r"FineConfig\.channels"):
+        FineConfig(channels=(24, 50))
+
+
+def test_bfloat16_autocast_and_gradients_reach_every_parameter() -> None:
+    net = FineNet(SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(torch.rand(1, 2, 32, 32, 32))
+    (out.organ_logits.float().mean() + out.lesion_logits.float().mean() + out.features.float().mean()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())

@@ -1,0 +1,1 @@
+"""The networks: pure torch modules and their settings. Nothing here knows how they are trained."""
