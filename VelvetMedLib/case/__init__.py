@@ -1,0 +1,1 @@
+"""The Case folder and the measurements in it."""
