@@ -1,0 +1,1 @@
+"""The training loop: distribution, precision, checkpoints, logging."""

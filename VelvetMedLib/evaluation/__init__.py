@@ -1,0 +1,1 @@
+"""Evaluation: metrics, protocols of published tables, comparison tables and plots."""

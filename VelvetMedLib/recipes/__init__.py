@@ -1,0 +1,1 @@
+"""Recipes: which encoders, views and objectives make up one pre-training method."""
