@@ -20,8 +20,8 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 @cache
 def _why_no_gui() -> str | None:
-    for package in ("PySide6", "slicer_core"):
-        if importlib.util.find_spec(package) is None and importlib.util.find_spec(package.split("_")[0]) is None:
+    for module, package in (("PySide6", "PySide6_Essentials"), ("vtk", "slicer-core")):
+        if importlib.util.find_spec(module) is None:
             return f"the Python package {package} is not installed"
     for library in ("EGL", "GL", "xkbcommon", "fontconfig"):
         if os.name == "posix" and ctypes.util.find_library(library) is None:
