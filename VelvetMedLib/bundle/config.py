@@ -1,0 +1,288 @@
+"""bundle.json as a dataclass that checks itself: every number a trained model needs, and nothing that could run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from VelvetMedLib.errors import BundleError
+from VelvetMedLib.reports import ontology
+from VelvetMedLib.shapes import IntTriple, Triple
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+CARD_FILE = "MODEL_CARD.md"
+CONFIG_FILE = "bundle.json"
+REQUIRED_FILES = (WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
+# Keys by which other model formats name classes or code to import; data that asks for code is refused, not ignored.
+CODE_KEYS = frozenset({"_target_", "_partial_", "_call_", "auto_map", "trust_remote_code", "__class__", "py/object", "_requires_"})
+_NEXT = "Use an undamaged copy of the bundle, or one made for this version of VelvetMed."
+
+
+def refuse(what: str, *, found: str, expected: str, next_step: str = _NEXT) -> BundleError:
+    """A BundleError in four parts (returned, so that the caller's `raise` stays visible)."""
+    return BundleError(what, found=found, expected=expected, next_step=next_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalViewConfig:
+    """The whole body squeezed into one small volume."""
+
+    shape_voxels: IntTriple = (64, 64, 64)
+    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+
+    def __post_init__(self) -> None:
+        _check(all(n > 0 and n % 32 == 0 for n in self.shape_voxels), "views.global.shape_voxels", self.shape_voxels, "multiples of 32")
+        _check_window("views.global.hu_window", self.hu_window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineViewConfig:
+    """Tiles at a fixed spacing. overlap: share of a tile's side that neighbouring tiles have in common."""
+
+    spacing_mm: Triple = (4.0, 4.0, 4.0)
+    tile_voxels: IntTriple = (96, 80, 96)
+    overlap: float = 0.25
+    hu_windows: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0), (-160.0, 240.0))
+
+    def __post_init__(self) -> None:
+        _check(all(0.2 <= s <= 20 for s in self.spacing_mm), "views.fine.spacing_mm", self.spacing_mm, "three spacings of 0.2 to 20 mm")
+        _check(all(n > 0 and n % 16 == 0 for n in self.tile_voxels), "views.fine.tile_voxels", self.tile_voxels, "multiples of 16")
+        _check(0 <= self.overlap <= 0.75, "views.fine.overlap", self.overlap, "0 to 0.75")
+        for window in self.hu_windows:
+            _check_window("views.fine.hu_windows", window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Preprocessing of every view the model was trained on."""
+
+    global_: GlobalViewConfig = field(default_factory=GlobalViewConfig)
+    fine: FineViewConfig = field(default_factory=FineViewConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionEntry:
+    """One lesion channel and the probability from which a voxel counts as lesion."""
+
+    name: str
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(0 < self.threshold <= 1, f"lesions[{self.name}].threshold", self.threshold, "a probability above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Platt scaling of a logit: probability = sigmoid(slope * logit + bias)."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(math.isfinite(self.slope) and self.slope > 0, "calibration.slope", self.slope, "a positive number")
+        _check(math.isfinite(self.bias), "calibration.bias", self.bias, "a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingEntry:
+    """How one finding is decided. assessed False: the model does not tell it from chance; `reason` says what was seen.
+
+    A calibrated probability from `threshold_present` on is present, below `threshold_absent` absent, between uncertain.
+    """
+
+    name: str
+    assessed: bool = True
+    reason: str = ""
+    calibration: Calibration = field(default_factory=Calibration)
+    threshold_absent: float = 0.35
+    threshold_present: float = 0.65
+
+    def __post_init__(self) -> None:
+        where = f"findings[{self.name}]"
+        ordered = 0 <= self.threshold_absent <= self.threshold_present <= 1
+        _check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
+        _check(self.assessed or bool(self.reason), f"{where}.reason", self.reason, "why the finding is not assessed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _check(re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None, "files.sha256", self.sha256, "64 lower-case hexadecimal digits")
+        _check(self.bytes >= 0, "files.bytes", self.bytes, "a size in bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """bundle.json. architecture: the dictionary form of `models.velvet.ModelConfig`. results: measured figures, free form."""
+
+    id: str
+    version: str
+    recipe: str
+    licence: str
+    training_data: str
+    intended_use: str
+    architecture: Mapping[str, Any]
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    structures: tuple[str, ...] = field(default_factory=lambda: tuple(s.name for s in ontology().structures))
+    lesions: tuple[LesionEntry, ...] = field(default_factory=lambda: tuple(LesionEntry(name=x.name) for x in ontology().lesions))
+    findings: tuple[FindingEntry, ...] = field(default_factory=lambda: tuple(FindingEntry(name=f.name) for f in ontology().findings))
+    results: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        table = ontology()
+        _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id) is not None, "id", self.id, "letters, digits, '.', '_' and '-'")
+        for name in ("version", "licence", "training_data", "intended_use"):
+            _check(bool(getattr(self, name).strip()), name, getattr(self, name), "a statement, not an empty text")
+        _check_names("structures", self.structures, tuple(s.name for s in table.structures))
+        _check_names("lesions", [x.name for x in self.lesions], tuple(x.name for x in table.lesions))
+        _check_names("findings", [f.name for f in self.findings], table.finding_names)
+        for name in self.files:
+            _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None, "files", name, "plain file names")
+
+    @property
+    def lesion_thresholds(self) -> tuple[float, ...]:
+        return tuple(x.threshold for x in self.lesions)
+
+    def finding(self, name: str) -> FindingEntry:
+        """Raises KeyError on an unknown finding."""
+        for entry in self.findings:
+            if entry.name == name:
+                return entry
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """The text of bundle.json; inverse of `parse`."""
+        data = asdict(self)
+        views = data.pop("views")
+        data["views"] = {"global": views["global_"], "fine": views["fine"]}
+        return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
+
+
+def parse(text: str) -> BundleConfig:
+    """BundleConfig from the text of bundle.json. Raises BundleError that names the key at fault."""
+    try:
+        data = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise refuse("bundle.json is not valid JSON.", found=str(error), expected="a JSON object") from None
+    if not isinstance(data, dict):
+        raise refuse("bundle.json is not a JSON object.", found=type(data).__name__, expected="a JSON object")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise refuse(
+            "The bundle has a format version that this VelvetMed does not know.",
+            found=f"format_version = {version!r}",
+            expected=f"format_version = {FORMAT_VERSION}",
+            next_step="Update VelvetMed, or use a bundle made for this version.",
+        )
+    _refuse_code(data, "")
+    return _build(BundleConfig, data, "")
+
+
+_NESTED: dict[tuple[type, str], type] = {
+    (BundleConfig, "views"): ViewsConfig,
+    (ViewsConfig, "global_"): GlobalViewConfig,
+    (ViewsConfig, "fine"): FineViewConfig,
+    (FindingEntry, "calibration"): Calibration,
+}
+_LISTS: dict[tuple[type, str], type] = {(BundleConfig, "lesions"): LesionEntry, (BundleConfig, "findings"): FindingEntry}
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "Mapping[str, Any]": (dict,)}
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """A dataclass from a dictionary; unknown, missing or mistyped keys are named with their place."""
+    place = where or "bundle.json"
+    if not isinstance(data, dict):
+        raise refuse(f"'{place}' in bundle.json is not an object.", found=type(data).__name__, expected="a JSON object")
+    known = {f.name.rstrip("_"): f for f in fields(kind)}
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise refuse("bundle.json holds a key that is not known.", found=", ".join(f"{place}: {k}" for k in unknown), expected="only " + ", ".join(known))
+    missing = sorted(set(known) - set(data))
+    if missing:
+        raise refuse("bundle.json lacks a key.", found=", ".join(f"{place}: no {k}" for k in missing), expected=", ".join(known))
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name, spot = known[key].name, f"{where}.{key}".lstrip(".")
+        expected = _PLAIN.get(str(known[key].type))
+        if (kind, name) in _NESTED:
+            value = _build(_NESTED[kind, name], value, spot)
+        elif (kind, name) in _LISTS:
+            _check(isinstance(value, list), spot, type(value).__name__, "a list")
+            value = tuple(_build(_LISTS[kind, name], entry, f"{spot}[{n}]") for n, entry in enumerate(value))
+        elif kind is BundleConfig and name == "files":
+            _check(isinstance(value, dict), spot, type(value).__name__, "an object")
+            value = {file: _build(FileEntry, entry, f"files.{file}") for file, entry in value.items()}
+        elif expected is not None:
+            right = isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
+            _check(right, spot, f"{value!r}", known[key].type)
+        else:
+            value = _numbers(value, str(known[key].type), spot)
+        values[name] = value
+    return kind(**values)
+
+
+def _numbers(value: Any, kind: str, where: str) -> Any:
+    """Tuples of names or numbers from JSON lists."""
+    if kind == "tuple[str, ...]":
+        _check(isinstance(value, list) and all(isinstance(v, str) for v in value), where, value, "a list of names")
+        return tuple(value)
+    _check(isinstance(value, list), where, type(value).__name__, "a list of numbers")
+    if kind.startswith("tuple[tuple"):
+        return tuple(_numbers(v, "tuple[float, float]", where) for v in value)
+    count = {"IntTriple": 3, "Triple": 3}.get(kind, 2)
+    types = (int,) if kind == "IntTriple" else (int, float)
+    right = len(value) == count and all(isinstance(v, types) and not isinstance(v, bool) for v in value)
+    _check(right, where, value, f"{count} numbers")
+    return tuple(value)
+
+
+def _refuse_code(data: Any, where: str) -> None:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key in CODE_KEYS:
+                raise refuse(
+                    "bundle.json names code to run; nothing of it was loaded.",
+                    found=f"the key '{key}'" + (f" in {where}" if where else ""),
+                    expected="data only: no class, function or module names",
+                    next_step="Do not use this bundle; ask its maker for one that holds data only.",
+                )
+            _refuse_code(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(data, list):
+        for entry in data:
+            _refuse_code(entry, where)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"the number {name}")
+
+
+def _check(ok: bool, where: str, found: Any, expected: Any) -> None:
+    if not ok:
+        raise refuse(f"'{where}' in bundle.json cannot be used.", found=f"{found}", expected=f"{expected}")
+
+
+def _check_window(where: str, window: Sequence[float]) -> None:
+    _check(len(window) == 2 and window[0] < window[1], where, tuple(window), "low HU, high HU")
+
+
+def _check_names(where: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    if tuple(found) != tuple(expected):
+        wrong = sorted(set(found) ^ set(expected)) or ["another order"]
+        raise refuse(
+            f"The {where} of the bundle are not those of this version.",
+            found="different: " + ", ".join(wrong[:8]),
+            expected=f"the {len(expected)} {where} of the ontology, in its order",
+        )
