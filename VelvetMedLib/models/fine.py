@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ class FineNet(nn.Module):
         widths = config.channels
         self.skip = ConvNormAct(config.in_channels, config.full_channels)
         downs = [nn.Sequential(ConvNormAct(config.full_channels, widths[0], stride=2), ConvNormAct(widths[0], widths[0]))]
-        downs += [nn.Sequential(ConvNormAct(a, b, stride=2), ConvNormAct(b, b)) for a, b in zip(widths, widths[1:], strict=False)]
+        downs += [nn.Sequential(ConvNormAct(a, b, stride=2), ConvNormAct(b, b)) for a, b in pairwise(widths)]
         self.downs = nn.ModuleList(downs)
         ups: list[nn.Module] = []
         below = widths[-1]
