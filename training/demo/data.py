@@ -1,0 +1,164 @@
+"""From a cohort on disk to arrays that training can crop quickly: one uncompressed .npy per case and kind."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib.cohorts import load_case, read_cohort
+from VelvetMedLib.reports import FindingRecord, ontology
+
+SPLITS = ("train", "val", "test")
+LESION_CHANNELS = len(ontology().lesions)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case: arrays are memory maps in (x, y, z) order, RAS; the rest is the case's JSON record."""
+
+    folder: Path
+    case_id: str
+    split: str
+    record: dict[str, Any]
+
+    @cached_property
+    def hu_xyz(self) -> NDArray[np.int16]:
+        return np.load(self.folder / "hu.npy", mmap_mode="r")
+
+    @cached_property
+    def organs_xyz(self) -> NDArray[np.uint8]:
+        return np.load(self.folder / "organs.npy", mmap_mode="r")
+
+    @cached_property
+    def lesion_bits_xyz(self) -> NDArray[np.uint32]:
+        """Bit c is set where lesion channel c is present."""
+        return np.load(self.folder / "lesions.npy", mmap_mode="r")
+
+    @cached_property
+    def lesion_points(self) -> dict[int, NDArray[np.int16]]:
+        """Up to 64 voxels of each lesion channel, to centre crops on."""
+        with np.load(self.folder / "points.npz", allow_pickle=False) as stored:
+            return {int(name): stored[name] for name in stored.files}
+
+    @property
+    def findings(self) -> list[FindingRecord]:
+        return [FindingRecord.from_dict(entry) for entry in self.record["findings"]]
+
+
+def split_of(groups: list[str], *, val_fraction: float = 0.08, test_fraction: float = 0.12) -> dict[str, str]:
+    """Split name by group, in order of first appearance: twins share a group and so a split."""
+    unique = list(dict.fromkeys(groups))
+    test_from = round(len(unique) * (1 - test_fraction))
+    val_from = round(len(unique) * (1 - test_fraction - val_fraction))
+    return {g: "train" if n < val_from else "val" if n < test_from else "test" for n, g in enumerate(unique)}
+
+
+def _prepare_one(source: Path, *, out: Path) -> None:
+    folder = out / source.name
+    if (folder / "done").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    case = load_case(source)
+    channel_of = {lesion.name: index for index, lesion in enumerate(ontology().lesions)}
+    instances = np.asarray(case.lesions_kji)
+    bits = np.zeros(instances.shape, np.uint32)
+    for instance in case.instances:
+        channel = channel_of[instance["lesion"]]
+        bits |= ((instances >> np.uint32(instance["id"] - 1)) & np.uint32(1)) << np.uint32(channel)
+    bits = np.ascontiguousarray(bits.transpose(2, 1, 0))
+    generator = np.random.default_rng(0)
+    points = {}
+    for channel in range(LESION_CHANNELS):
+        where = np.argwhere((bits >> np.uint32(channel)) & np.uint32(1))
+        if len(where):
+            points[str(channel)] = where[generator.permutation(len(where))[:64]].astype(np.int16)
+    np.save(folder / "hu.npy", np.ascontiguousarray(np.asarray(case.volume.voxels_kji, np.int16).transpose(2, 1, 0)))
+    np.save(folder / "organs.npy", np.ascontiguousarray(np.asarray(case.organs_kji, np.uint8).transpose(2, 1, 0)))
+    np.save(folder / "lesions.npy", bits)
+    np.savez(folder / "points.npz", **points)
+    (folder / "done").touch()
+
+
+def prepare(cohort: Path, out: Path, *, processes: int) -> list[PreparedCase]:
+    """Convert what is not yet converted and list every case with its split. Calling it again is cheap."""
+    sources = [Path(entry) for entry in read_cohort(cohort).case_folders]
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [source for source in sources if not (out / source.name / "done").exists()]
+    if todo:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for _ in pool.imap_unordered(partial(_prepare_one, out=out), todo, chunksize=8):
+                pass
+    records = [json.loads((source / "record.json").read_text(encoding="utf-8")) for source in sources]
+    groups = [str(record.get("twin_of") or source.name) for source, record in zip(sources, records, strict=True)]
+    splits = split_of(groups)
+    return [
+        PreparedCase(out / source.name, source.name, splits[group], record)
+        for source, record, group in zip(sources, records, groups, strict=True)
+    ]
+
+
+def crop(array_xyz: NDArray[Any], start: NDArray[np.int64], shape: tuple[int, int, int], fill: int) -> NDArray[Any]:
+    """The box [start, start + shape); what lies outside the array is `fill`."""
+    result = np.full(shape, fill, array_xyz.dtype)
+    low = np.maximum(start, 0)
+    high = np.minimum(start + shape, array_xyz.shape)
+    if np.all(high > low):
+        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        target = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+        result[target] = array_xyz[source]
+    return result
+
+
+def crop_batches(
+    cases: list[PreparedCase], *, shape: tuple[int, int, int], batch: int, seed: int, first_step: int
+) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint32]]]:
+    """Endless batches of (HU, organ labels, lesion bits), each [batch, X, Y, Z].
+
+    Draws are keyed by (seed, step), so that a resumed run sees what an unbroken one would have seen.
+    Half of the crops are centred near a lesion voxel, each channel of the case being equally likely.
+    """
+    step = first_step
+    while True:
+        draw = np.random.default_rng((seed, step))
+        parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+        for _ in range(batch):
+            case = cases[int(draw.integers(len(cases)))]
+            size = np.array(case.hu_xyz.shape)
+            slack = size - shape
+            low, high = np.minimum(slack, 0), np.maximum(slack, 0)
+            start = draw.integers(low, high + 1)
+            if case.lesion_points and draw.random() < 0.5:
+                channel = draw.choice(sorted(case.lesion_points))
+                candidates = case.lesion_points[int(channel)]
+                centre = candidates[int(draw.integers(len(candidates)))]
+                jitter = draw.integers(-np.array(shape) // 4, np.array(shape) // 4 + 1)
+                start = np.clip(centre - np.array(shape) // 2 + jitter, low, high)
+            hu = crop(case.hu_xyz, start, shape, -1024).astype(np.float32)
+            # Jitter wider than the spread between scanners, so that the offset of one study means nothing.
+            hu = (hu + 1024) * draw.uniform(0.97, 1.03) - 1024 + draw.normal(0, 8)
+            if draw.random() < 0.3:
+                hu += draw.normal(0, draw.uniform(4, 25), shape).astype(np.float32)
+            parts.append(
+                (
+                    np.clip(hu, -1024, 3071).astype(np.int16),
+                    crop(case.organs_xyz, start, shape, 0),
+                    crop(case.lesion_bits_xyz, start, shape, 0),
+                )
+            )
+        step += 1
+        yield tuple(np.stack(kind) for kind in zip(*parts, strict=True))  # type: ignore[misc]
+
+
+def write_json_atomically(path: Path, content: Any) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,360 @@
+"""Stage 2 and 3: the global encoder, then everything that reads tokens: findings, alignment with reports, writing."""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from demo.checkpoint import MovingAverage, StageState
+from demo.encodings import EncodedCase
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.models.velvet import VelvetModel
+from VelvetMedLib.reports import FindingRecord, fill_slots, make_questions, ontology, write_report, write_sentence
+from VelvetMedLib.reports.prose import STYLES
+from VelvetMedLib.tasks.prompts import answer_prefix, report_prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSettings:
+    """global_steps: of the image encoder with contrast and findings; reader_steps: of everything else on kept tokens."""
+
+    global_steps: int = 170
+    global_batch: int = 16
+    reader_steps: int = 420
+    reader_batch: int = 32
+    sentences_per_study: int = 4
+    questions_per_study: int = 3
+    learning_rate: float = 1.0e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 30
+    average_decay: float = 0.99
+    label_smoothing: float = 0.1
+    text_tokens: int = 160
+    held_out_style: str = STYLES[-1]
+
+
+def finding_targets(cases: list[EncodedCase]) -> Tensor:
+    """[B, findings]: 1 present, 0 absent, NaN uncertain or not assessed."""
+    names = [finding.name for finding in ontology().findings]
+    value = {"present": 1.0, "absent": 0.0}
+    table = [{record.name: value.get(record.state, float("nan")) for record in case.findings} for case in cases]
+    return torch.tensor([[row[name] for name in names] for row in table])
+
+
+def findings_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the known entries of [B, F]."""
+    known = torch.isfinite(targets)
+    raw = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), pos_weight=positive_weight, reduction="none")
+    return (raw * known).sum() / known.sum().clamp(min=1)
+
+
+def normalised(text: str) -> str:
+    """The form in which two reports count as the same: NFKC, lower case, white space collapsed."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).lower()).strip()
+
+
+def report_contrast(image: Tensor, text: Tensor, log_scale: Tensor, groups: list[str], smoothing: float) -> Tensor:
+    """Symmetric InfoNCE over unit vectors [B, D]; reports that read the same share the positive (methods of VELVET-Med, report level)."""
+    count = len(groups)
+    same = torch.tensor([[a == b for b in groups] for a in groups], dtype=torch.float32)
+    target = (1 - smoothing) * same / same.sum(1, keepdim=True) + smoothing / count
+    logits = log_scale.clamp(0, float(np.log(100))).exp() * image.float() @ text.float().T
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+class TextSource:
+    """Draws what a study's texts say: report sentences for contrast, slotted sentences and answers for the decoder."""
+
+    def __init__(self, tokenizer: ReportTokenizer, settings: LanguageSettings) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.styles = [style for style in STYLES if style != settings.held_out_style]
+        self.end = tokenizer.id("[EOS]")
+
+    def report(self, case: EncodedCase, draw: np.random.Generator, style: str | None = None) -> list[str]:
+        """The sentences that say something about this scan; never empty."""
+        sections = write_report(case.findings, style=style or str(draw.choice(self.styles)), rng=draw)
+        sentences = [s.text for section in sections for s in section.sentences if s.findings]
+        return sentences or ["No abnormality is described."]
+
+    def decoder_rows(self, case: EncodedCase, draw: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+        """(prompt ids, target ids) pairs: sentences about some findings, positive ones first, and answers."""
+        shuffled = [case.findings[i] for i in draw.permutation(len(case.findings))]
+        positive = [r for r in shuffled if r.state in ("present", "uncertain")]
+        rest = [r for r in shuffled if r.state in ("absent", "not_assessed")]
+        half = self.settings.sentences_per_study // 2
+        chosen = (positive[: self.settings.sentences_per_study - half] + rest)[: self.settings.sentences_per_study]
+        rows = []
+        for record in chosen:
+            sentence = write_sentence(record, draw, str(draw.choice(self.styles)))
+            rows.append((report_prefix(self.tokenizer, record), self.tokenizer.encode(sentence.slotted)))
+        questions = make_questions(case.findings, draw)
+        for index in draw.permutation(len(questions))[: self.settings.questions_per_study]:
+            question = questions[int(index)]
+            rows.append((answer_prefix(self.tokenizer, question.question), self.tokenizer.encode(question.slotted_answer)))
+        return rows
+
+
+def pack_rows(rows: list[tuple[list[int], list[int]]], end: int, pad: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids [R, L] and targets [R, L] (-100 where nothing is to be learnt: prompt and padding)."""
+    sequences = [(prompt + target + [end], len(prompt)) for prompt, target in rows]
+    width = min(longest, max(len(ids) for ids, _ in sequences))
+    ids = torch.full((len(rows), width), pad)
+    targets = torch.full((len(rows), width), -100)
+    for row, (sequence, prompt) in enumerate(sequences):
+        kept = torch.tensor(sequence[:width])
+        ids[row, : len(kept)] = kept
+        targets[row, prompt - 1 : len(kept) - 1] = kept[prompt:]
+    return ids, targets
+
+
+def decoder_loss(model: VelvetModel, memory: Tensor, mask: Tensor, rows_of: list[list[tuple[list[int], list[int]]]], source: TextSource) -> Tensor:
+    """Cross-entropy of the next token, averaged over the target tokens of all studies."""
+    assert model.decoder is not None
+    flat = [row for rows in rows_of for row in rows]
+    owner = torch.tensor([study for study, rows in enumerate(rows_of) for _ in rows])
+    # Rows of like length run together: padding would otherwise double the work.
+    order = torch.tensor(sorted(range(len(flat)), key=lambda n: len(flat[n][0]) + len(flat[n][1])))
+    total, count = memory.new_zeros(()), 0
+    for part in order.chunk(3):
+        ids, targets = pack_rows([flat[int(n)] for n in part], source.end, source.tokenizer.id("[PAD]"), model.decoder.config.positions)
+        logits = model.decoder(ids, memory[owner[part]], mask[owner[part]])
+        total = total + F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        count += int((targets >= 0).sum())
+    return total / max(1, count)
+
+
+def stack(cases: list[EncodedCase], name: str) -> Tensor:
+    return torch.from_numpy(np.stack([getattr(case, name) for case in cases])).float()
+
+
+def lesion_batch(cases: list[EncodedCase], width: int) -> tuple[Tensor, Tensor]:
+    """Lesion tokens padded to the longest of the batch, and their mask."""
+    longest = max(1, max(len(case.lesions) for case in cases))
+    tokens, mask = torch.zeros(len(cases), longest, width), torch.zeros(len(cases), longest, dtype=torch.bool)
+    for row, case in enumerate(cases):
+        tokens[row, : len(case.lesions)] = torch.from_numpy(case.lesions)
+        mask[row, : len(case.lesions)] = True
+    return tokens, mask
+
+
+def fit_standardisation(model: VelvetModel, cases: list[EncodedCase]) -> None:
+    """Mean and inverse spread of the raw tokens over the training cases, into the reader's buffers."""
+    assert model.reader is not None
+    regions = np.stack([case.regions for case in cases]).astype(np.float64)
+    mask = np.stack([case.region_mask for case in cases])[..., None]
+    count = np.maximum(mask.sum(0), 1)
+    mean = (regions * mask).sum(0) / count
+    spread = np.sqrt(((regions - mean) ** 2 * mask).sum(0) / count)
+    lesions = np.concatenate([case.lesions for case in cases if len(case.lesions)]).astype(np.float64)
+
+    def inverse(value: NDArray[np.float64]) -> Tensor:
+        # What never varies carries nothing; its scale must not blow up rounding noise.
+        return torch.from_numpy(np.where(value > 1e-4, 1 / np.maximum(value, 1e-4), 0.0)).float()
+
+    model.reader.region_mean.copy_(torch.from_numpy(mean).float())
+    model.reader.region_scale.copy_(inverse(spread))
+    model.reader.lesion_mean.copy_(torch.from_numpy(lesions.mean(0)).float())
+    model.reader.lesion_scale.copy_(inverse(lesions.std(0)))
+
+
+def _positive_weight(cases: list[EncodedCase]) -> Tensor:
+    targets = finding_targets(cases)
+    positive, negative = (targets == 1).sum(0), (targets == 0).sum(0)
+    return (negative / positive.clamp(min=1)).clamp(1, 6).sqrt()
+
+
+def _learning_rate(step: int, steps: int, settings: LanguageSettings) -> float:
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    fraction = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, fraction)))))
+
+
+def _run_stage(
+    name: str, module: nn.Module, run: Path, steps: int, settings: LanguageSettings, losses_of: Any
+) -> float:
+    """The shared loop: `losses_of(step)` gives a dictionary of losses; their sum is minimised."""
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate, betas=(0.9, 0.98),
+    )  # fmt: skip
+    state = StageState(run / name, module, optimiser, MovingAverage(module, settings.average_decay))
+    step, spent = state.restore()
+    started = time.perf_counter() - spent
+    sums: dict[str, list[float]] = {}
+    while step < steps:
+        for group in optimiser.param_groups:
+            group["lr"] = _learning_rate(step, steps, settings)
+        torch.manual_seed(7919 * step + 13)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = losses_of(step)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        if torch.isfinite(total):
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimiser.step()
+        else:
+            print(f"{name} step {step}: loss is not finite, step skipped", flush=True)
+        state.average.update(module, step)
+        for key, value in losses.items():
+            sums.setdefault(key, []).append(float(value.detach()))
+        step += 1
+        if step % 20 == 0 or step == steps:
+            seconds = time.perf_counter() - started
+            shown = "  ".join(f"{key} {np.mean(values):.3f}" for key, values in sums.items())
+            print(f"{name} {step}/{steps}  {shown}  {seconds / 60:.1f} min  {seconds / step:.2f} s/step", flush=True)
+            sums.clear()
+        if step % 60 == 0 or step == steps:
+            state.save(step, time.perf_counter() - started)
+    module.load_state_dict(state.average.tensors)
+    return time.perf_counter() - started
+
+
+class _GlobalStage(nn.Module):
+    """What stage 2 trains: the image encoder, the text encoder, their report-level projections and an auxiliary head."""
+
+    def __init__(self, model: VelvetModel, findings: int) -> None:
+        super().__init__()
+        self.swin, self.tribert = model.swin, model.tribert
+        self.image_projection, self.text_projection = model.image_projection, model.text_projection
+        self.logit_scale = model.logit_scale
+        width = model.config.swin.embed_dim
+        # Bottom, middle and top all vote: a small finding must not have to survive five halvings to be learnt from.
+        self.auxiliary = nn.Linear(width * (4 + 8 + 16) * 2, findings)
+
+
+def train_global(model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int) -> float:
+    """Report-level contrast plus findings seen by the global encoder alone. Returns seconds spent."""
+    stage = _GlobalStage(model, len(ontology().findings))
+    stage.train()
+    weight = _positive_weight(cases)
+    source = TextSource(tokenizer, settings)
+
+    def losses_of(step: int) -> dict[str, Tensor]:
+        draw = np.random.default_rng((seed, 2, step))
+        batch = [cases[i] for i in draw.choice(len(cases), settings.global_batch, replace=False)]
+        views = np.stack([case.global_view for case in batch]).astype(np.float32)
+        # Contrast and brightness of one study must not identify it.
+        views = views * draw.uniform(0.9, 1.1, (len(batch), 1, 1, 1)) + draw.normal(0, 0.02, (len(batch), 1, 1, 1))
+        maps = model.encode_global(torch.from_numpy(views.astype(np.float32))[:, None], stack(batch, "view_spacing_mm"))
+        pooled = torch.cat([m.flatten(2).amax(2) for m in (maps.bottom, maps.middle, maps.top)] + [m.flatten(2).mean(2) for m in (maps.bottom, maps.middle, maps.top)], 1)
+        reports = [source.report(case, draw) for case in batch]
+        layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
+        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
+        text = F.normalize(model.text_projection["report"](states[:, 0]), dim=-1)
+        image = model.project_image(maps)["report"]
+        groups = [normalised(" ".join(report)) for report in reports]
+        return {
+            "findings": findings_loss(stage.auxiliary(pooled).float(), finding_targets(batch), weight),
+            "contrast": 0.5 * report_contrast(image, text, model.logit_scale, groups, settings.label_smoothing),
+        }
+
+    return _run_stage("global", stage, run, settings.global_steps, settings, losses_of)
+
+
+@torch.no_grad()
+def keep_top_maps(model: VelvetModel, cases: list[EncodedCase], *, batch: int = 16) -> None:
+    """Encode every global view once with the finished image encoder; `case.top` is what the reader reads."""
+    model.swin.eval()
+    for start in range(0, len(cases), batch):
+        part = cases[start : start + batch]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = model.encode_global(stack(part, "global_view")[:, None], stack(part, "view_spacing_mm"))
+        for case, top in zip(part, maps.top.float().numpy(), strict=True):
+            case.top = top
+
+
+class _ReaderStage(nn.Module):
+    """What stage 3 trains; the image encoders are finished."""
+
+    def __init__(self, model: VelvetModel) -> None:
+        super().__init__()
+        self.reader, self.findings, self.decoder = model.reader, model.findings, model.decoder
+        self.tribert, self.text_projection, self.logit_scale = model.tribert, model.text_projection, model.logit_scale
+
+
+def train_reader(model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int) -> float:
+    """Findings, study-report contrast and next-token prediction on kept tokens. Returns seconds spent."""
+    assert model.reader is not None and model.findings is not None and model.decoder is not None
+    fit_standardisation(model, cases)
+    stage = _ReaderStage(model)
+    stage.train()
+    weight = _positive_weight(cases)
+    source = TextSource(tokenizer, settings)
+
+    def losses_of(step: int) -> dict[str, Tensor]:
+        draw = np.random.default_rng((seed, 3, step))
+        batch = [cases[i] for i in draw.choice(len(cases), settings.reader_batch, replace=False)]
+        lesions, lesion_mask = lesion_batch(batch, model.reader.config.lesion_features)
+        # A lesion that the fine network missed, or an organ cut away: the reader must live with both.
+        lesion_mask = lesion_mask & (torch.rand(lesion_mask.shape) > 0.03)
+        read = model.reader(
+            stack(batch, "top"), stack(batch, "view_spacing_mm"), stack(batch, "regions"),
+            torch.from_numpy(np.stack([case.region_mask for case in batch])), lesions, lesion_mask,
+        )  # fmt: skip
+        reports = [source.report(case, draw) for case in batch]
+        layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
+        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
+        text = F.normalize(model.text_projection["report"](states[:, 0]).float(), dim=-1)
+        groups = [normalised(" ".join(report)) for report in reports]
+        rows = [source.decoder_rows(case, draw) for case in batch]
+        return {
+            "findings": 2.0 * findings_loss(model.findings(read.memory, read.memory_mask).float(), finding_targets(batch), weight),
+            "contrast": 0.5 * report_contrast(read.study, text, model.logit_scale, groups, settings.label_smoothing),
+            "writing": decoder_loss(model, read.memory, read.memory_mask, rows, source),
+        }
+
+    return _run_stage("reader", stage, run, settings.reader_steps, settings, losses_of)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Outputs of the finished model on kept tokens. finding_logits [N, F]; study [N, D]."""
+
+    finding_logits: NDArray[np.float64]
+    study: NDArray[np.float32]
+
+
+@torch.no_grad()
+def read_all(model: VelvetModel, cases: list[EncodedCase], *, batch: int = 64) -> Reading:
+    assert model.reader is not None and model.findings is not None
+    model.eval()
+    logits, study = [], []
+    for start in range(0, len(cases), batch):
+        part = cases[start : start + batch]
+        lesions, lesion_mask = lesion_batch(part, model.reader.config.lesion_features)
+        read = model.reader(
+            stack(part, "top"), stack(part, "view_spacing_mm"), stack(part, "regions"),
+            torch.from_numpy(np.stack([case.region_mask for case in part])), lesions, lesion_mask,
+        )  # fmt: skip
+        logits.append(model.findings(read.memory, read.memory_mask).double().numpy())
+        study.append(read.study.float().numpy())
+    return Reading(np.concatenate(logits), np.concatenate(study))
+
+
+def corpus(cases: list[Any], settings: LanguageSettings, *, seed: int) -> list[str]:
+    """Texts for the tokenizer: reports, single sentences and question-answer pairs of training cases, slots included."""
+    draw = np.random.default_rng((seed, 1))
+    styles = [style for style in STYLES if style != settings.held_out_style]
+    texts: list[str] = []
+    for case in cases:
+        records: list[FindingRecord] = case.findings
+        for section in write_report(records, style=str(draw.choice(styles)), rng=draw):
+            texts += [section.title, *(sentence.text for sentence in section.sentences)]
+        texts += [fill_slots(write_sentence(r, draw, str(draw.choice(styles))).slotted, r) for r in records]
+        for question in make_questions(records, draw):
+            texts += [question.question, question.answer]
+    return texts
