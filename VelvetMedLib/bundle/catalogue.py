@@ -146,7 +146,9 @@ def add_bundle(source: Path | str) -> Entry:
                 "This is not a model bundle.",
                 found="a pickled weights file" if pickled else "neither a folder nor a zip",
                 expected="a bundle folder or a zip of one",
-                next_step="Convert pickled weights once with training/convert_weights.py." if pickled else "Give the folder or zip of a bundle.",
+                next_step="Convert pickled weights once with training/convert_weights.py."
+                if pickled
+                else "Give the folder or zip of a bundle.",
             )
         config = verify_bundle(staged)
         if any(e.name == config.id and e.origin == "shipped" for e in catalogue()):
@@ -214,9 +216,15 @@ def _check_member(member: zipfile.ZipInfo, place: int, root: str) -> None:
         or os.path.commonpath([root, os.path.realpath(os.path.join(root, *parts))]) != root
     )
     if bad:
-        raise refuse("The zip holds a member that would leave its folder; nothing was kept.", found=f"member {place}", expected="plain files inside one folder")
+        raise refuse(
+            "The zip holds a member that would leave its folder; nothing was kept.",
+            found=f"member {place}",
+            expected="plain files inside one folder",
+        )
     if member.file_size > MOST_RATIO * max(member.compress_size, 1) and member.file_size > 1 << 20:
-        raise refuse("The zip holds a member that is packed too tightly to be real.", found=f"member {place}", expected=f"a ratio below {MOST_RATIO}")
+        raise refuse(
+            "The zip holds a member that is packed too tightly to be real.", found=f"member {place}", expected=f"a ratio below {MOST_RATIO}"
+        )
 
 
 def _copy_capped(packed: Any, out: Any, size: int, place: int) -> None:

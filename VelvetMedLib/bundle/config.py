@@ -209,7 +209,11 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     known = {f.name.rstrip("_"): f for f in fields(kind)}
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise refuse("bundle.json holds a key that is not known.", found=", ".join(f"{place}: {k}" for k in unknown), expected="only " + ", ".join(known))
+        raise refuse(
+            "bundle.json holds a key that is not known.",
+            found=", ".join(f"{place}: {k}" for k in unknown),
+            expected="only " + ", ".join(known),
+        )
     missing = sorted(set(known) - set(data))
     if missing:
         raise refuse("bundle.json lacks a key.", found=", ".join(f"{place}: no {k}" for k in missing), expected=", ".join(known))

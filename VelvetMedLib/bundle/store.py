@@ -95,9 +95,15 @@ def _check_files(folder: Path, config: BundleConfig) -> None:
         )
     listed = set(config.files)
     if missing := sorted((set(REQUIRED_FILES) | listed) - names):
-        raise refuse("A file of the bundle is missing.", found="no " + ", no ".join(missing), expected=", ".join(sorted(listed | set(REQUIRED_FILES))))
+        raise refuse(
+            "A file of the bundle is missing.",
+            found="no " + ", no ".join(missing),
+            expected=", ".join(sorted(listed | set(REQUIRED_FILES))),
+        )
     if extra := sorted(names - listed):
-        raise refuse("The bundle holds a file that bundle.json does not list.", found=", ".join(extra), expected="only " + ", ".join(sorted(listed)))
+        raise refuse(
+            "The bundle holds a file that bundle.json does not list.", found=", ".join(extra), expected="only " + ", ".join(sorted(listed))
+        )
     for name, entry in sorted(config.files.items()):
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -107,7 +113,9 @@ def _check_files(folder: Path, config: BundleConfig) -> None:
             raise refuse(f"The file {name} of the bundle has the wrong size.", found=f"{size} bytes", expected=f"{entry.bytes} bytes")
         digest = file_sha256(path)
         if digest != entry.sha256:
-            raise refuse(f"The file {name} of the bundle is damaged or was changed.", found=f"sha256 {digest}", expected=f"sha256 {entry.sha256}")
+            raise refuse(
+                f"The file {name} of the bundle is damaged or was changed.", found=f"sha256 {digest}", expected=f"sha256 {entry.sha256}"
+            )
 
 
 def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -116,7 +124,9 @@ def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MOST_HEADER_BYTES, size - 8):
-            raise refuse("The weights are not a safetensors file.", found=f"a header of {length} bytes in {size} bytes", expected="safetensors")
+            raise refuse(
+                "The weights are not a safetensors file.", found=f"a header of {length} bytes in {size} bytes", expected="safetensors"
+            )
         try:
             header = json.loads(stream.read(length))
             entries = {n: (e["dtype"], tuple(e["shape"]), e["data_offsets"]) for n, e in header.items() if n != "__metadata__"}
@@ -125,7 +135,11 @@ def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     widths = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
     for name, (dtype, shape, (start, stop)) in entries.items():
         if dtype not in widths or stop - start != math.prod(shape) * widths[dtype] or stop > size - 8 - length:
-            raise refuse("A tensor of the weights is not what its header says.", found=f"{name}: {dtype} {list(shape)}", expected="a known type, whole")
+            raise refuse(
+                "A tensor of the weights is not what its header says.",
+                found=f"{name}: {dtype} {list(shape)}",
+                expected="a known type, whole",
+            )
     return {name: (dtype, shape) for name, (dtype, shape, _) in entries.items()}
 
 
@@ -153,7 +167,11 @@ def _check_tensors(config: BundleConfig, path: Path) -> None:
     if missing := sorted(set(wanted) - set(found)):
         raise refuse("The weights lack a tensor.", found="missing: " + _few(missing), expected=f"{len(wanted)} tensors")
     if extra := sorted(set(found) - set(wanted)):
-        raise refuse("The weights hold a tensor that the architecture does not have.", found="extra: " + _few(extra), expected=f"{len(wanted)} tensors")
+        raise refuse(
+            "The weights hold a tensor that the architecture does not have.",
+            found="extra: " + _few(extra),
+            expected=f"{len(wanted)} tensors",
+        )
     for name, tensor in sorted(wanted.items()):
         dtype, shape = found[name]
         if shape != tuple(tensor.shape):
@@ -226,7 +244,11 @@ def save_bundle(
 
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    text = tokenizer_json if isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{") else Path(tokenizer_json).read_text("utf-8")
+    text = (
+        tokenizer_json
+        if isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{")
+        else Path(tokenizer_json).read_text("utf-8")
+    )
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()

@@ -182,7 +182,9 @@ def region_tokens(maps: FineMaps, thresholds: Sequence[float] | None = None) -> 
     return tokens, mask
 
 
-def components(hit: NDArray[np.bool_], least_voxels: int = 1, most: int = MOST_LESIONS) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
+def components(
+    hit: NDArray[np.bool_], least_voxels: int = 1, most: int = MOST_LESIONS
+) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
     """Connected parts (26 neighbours) of a mask, largest first: (slices of the whole array, mask inside them).
 
     Equal sizes keep the order of their first voxel, so the result does not depend on the platform.
