@@ -67,11 +67,6 @@ class StudyReader(nn.Module):
     lesion_mean: Tensor
     lesion_scale: Tensor
 
-    region_mean: Tensor
-    region_scale: Tensor
-    lesion_mean: Tensor
-    lesion_scale: Tensor
-
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__()
         self.config = config
