@@ -16,7 +16,7 @@ _BARE_PATH = re.compile(
     r"""(?:[^"'\n]*?\.(?:nii(?:\.gz)?|nrrd|nhdr|dcm|mha|mhd|npy|npz|json|safetensors|xml|txt)\b)?""",
     re.IGNORECASE,
 )
-_MISSING = re.compile(r"(?:ModuleNotFoundError: No module named|ImportError: .*? from) ['\"]([\w.]+)['\"]")
+_MISSING = re.compile(r"ModuleNotFoundError: No module named ['\"]([\w.]+)['\"]")
 _OUT_OF_MEMORY = re.compile(r"MemoryError|out of memory|can't allocate memory|cannot allocate memory|bad_alloc", re.IGNORECASE)
 
 
