@@ -1,6 +1,6 @@
 """Write the file lists that the extension's CMake reads, from what is on disk; a test fails when they are stale.
 
-    python scripts/cmake_lists.py          (or: make cmake-lists)
+python scripts/cmake_lists.py          (or: make cmake-lists)
 """
 
 from __future__ import annotations

@@ -31,7 +31,12 @@ def fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="velvetmed-niivue-") as folder:
         subprocess.run(
             [npm, "pack", PACKAGE, "--silent", "--pack-destination", folder],
-            check=True, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300,
+            check=True,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=300,
         )
         (archive,) = Path(folder).glob("*.tgz")
         found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode("ascii")

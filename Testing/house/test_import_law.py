@@ -36,7 +36,20 @@ LIGHT = {"numpy", "SimpleITK"}
 RUNTIME = LIGHT | {"torch", "safetensors", "tokenizers"}
 IN_SLICER = ("ct", "reports", "case", "worker.client", "worker.protocol", "worker.child", "worker.private", "worker.wording")
 RUNTIME_ROOMS = ("models", "bundle", "tasks", "worker.server", "worker.handlers")
-HEAVY = ("torch", "monai", "transformers", "safetensors", "tokenizers", "highdicom", "jinja2", "matplotlib", "rich", "scipy", "sklearn", "tyro")
+HEAVY = (
+    "torch",
+    "monai",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "highdicom",
+    "jinja2",
+    "matplotlib",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tyro",
+)
 
 
 def _room(module: str) -> str:
@@ -82,13 +95,27 @@ def test_the_root_modules_import_no_room_except_for_type_checkers():
 
 
 def test_the_library_never_imports_training_tests_benchmarks_or_the_slicer_side():
-    forbidden = {"training", "Testing", "benchmarks", "VelvetMed", "VelvetMedCore", "VelvetMedPanels", "slicer", "qt", "ctk", "vtk", "PySide6"}
+    forbidden = {
+        "training",
+        "Testing",
+        "benchmarks",
+        "VelvetMed",
+        "VelvetMedCore",
+        "VelvetMedPanels",
+        "slicer",
+        "qt",
+        "ctk",
+        "vtk",
+        "PySide6",
+    }
     broken = [f"{module}:{found.line} imports {found.name}" for module, found in _library() if found.top in forbidden]
     assert not broken
 
 
 def test_nothing_imports_the_command_line():
-    broken = [f"{module}:{found.line}" for module, found in _library() if found.name.startswith("VelvetMedLib.cli") and _room(module) != "cli"]
+    broken = [
+        f"{module}:{found.line}" for module, found in _library() if found.name.startswith("VelvetMedLib.cli") and _room(module) != "cli"
+    ]
     assert not broken
 
 

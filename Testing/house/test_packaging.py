@@ -74,7 +74,15 @@ def test_the_catalogue_entry_made_from_the_one_repository_address_is_accepted():
 
 @pytest.mark.parametrize(
     "change",
-    [{"scm_url": ".git"}, {"tier": 2}, {"tier": True}, {"homepage": "x"}, {"build_dependencies": "PyTorch"}, {"category": ""}, {"$schema": "x"}],
+    [
+        {"scm_url": ".git"},
+        {"tier": 2},
+        {"tier": True},
+        {"homepage": "x"},
+        {"build_dependencies": "PyTorch"},
+        {"category": ""},
+        {"$schema": "x"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_wrong_catalogue_entry_is_refused(change):
@@ -127,8 +135,6 @@ def test_an_installed_tree_made_from_the_lists_is_importable_beside_the_module(t
         "from VelvetMedLib.reports import ontology\n"
         "print(len(ontology().structures), VelvetMedLib.__file__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] == "32" and str(tmp_path) in done.stdout

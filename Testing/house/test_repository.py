@@ -64,7 +64,9 @@ def test_every_python_file_begins_by_saying_what_it_is_for():
 
 
 def test_python_files_stay_small_enough_to_hold_in_the_head():
-    lengths = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files("VelvetMedLib", "VelvetMed", "training")}
+    lengths = {
+        _name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files("VelvetMedLib", "VelvetMed", "training")
+    }
     assert not {name: length for name, length in lengths.items() if length > LONGEST_PYTHON_FILE}
 
 
@@ -78,7 +80,8 @@ def test_nothing_is_marked_as_left_undone():
     broken = [
         f"{_name(path)}:{number}"
         for path in own_files()
-        if (text := text_of(path)) is not None and path.suffix in {".py", ".md", ".toml", ".txt", ".sh", ".cmake", ".ui", ".html", ".js", ".yml"}
+        if (text := text_of(path)) is not None
+        and path.suffix in {".py", ".md", ".toml", ".txt", ".sh", ".cmake", ".ui", ".html", ".js", ".yml"}
         for number, line in enumerate(text.splitlines(), 1)
         if marks.search(line)
     ]
@@ -88,7 +91,9 @@ def test_nothing_is_marked_as_left_undone():
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
     here = {str(ROOT), str(Path.home()), sys.base_prefix, sys.prefix} - {"/", "/usr", "/usr/local"}
     personal = ["/" + folder + "/" for folder in ("home", "root", "Users", "work", "mnt", "opt")] + ["C:" + "\\Users"]
-    pattern = re.compile("|".join([rf"(?<![\w.\-:>])(?:{'|'.join(map(re.escape, personal))})\w", *(re.escape(path) + r"\b" for path in here)]))
+    pattern = re.compile(
+        "|".join([rf"(?<![\w.\-:>])(?:{'|'.join(map(re.escape, personal))})\w", *(re.escape(path) + r"\b" for path in here)])
+    )
     broken = [
         f"{_name(path)}:{number}"
         for path in own_files()

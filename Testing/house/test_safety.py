@@ -9,7 +9,20 @@ from Testing.house.tree import ROOT, imports_of, parsed, python_files
 
 PRODUCT = ("VelvetMedLib", "VelvetMed")
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-NETWORK = {"socket", "socketserver", "ssl", "http", "urllib.request", "ftplib", "smtplib", "xmlrpc", "requests", "httpx", "aiohttp", "websockets"}
+NETWORK = {
+    "socket",
+    "socketserver",
+    "ssl",
+    "http",
+    "urllib.request",
+    "ftplib",
+    "smtplib",
+    "xmlrpc",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "websockets",
+}
 CONVERTER = ROOT / "training" / "convert_weights.py"
 
 
@@ -28,7 +41,9 @@ def test_no_product_or_training_file_imports_a_pickler():
 
 def test_no_product_or_training_file_calls_torch_load():
     files = [path for path in python_files(*PRODUCT, "training") if path != CONVERTER]
-    assert not [_where(path, node) for path in files for name, node in _calls(path) if name in {"torch.load", "torch.jit.load", "torch.hub.load"}]
+    assert not [
+        _where(path, node) for path in files for name, node in _calls(path) if name in {"torch.load", "torch.jit.load", "torch.hub.load"}
+    ]
 
 
 def test_numpy_files_are_never_read_with_objects_allowed():
@@ -71,7 +86,16 @@ def test_the_library_and_the_module_open_no_socket():
 
 def test_module_files_do_no_work_when_they_are_imported():
     """Calls at file scope are limited to ones that only make names: loggers, aliases, dataclass machinery."""
-    working = {"open", "print", "subprocess.run", "subprocess.Popen", "os.makedirs", "os.mkdir", "slicer.packaging.pip_ensure", "slicer.util.pip_install"}
+    working = {
+        "open",
+        "print",
+        "subprocess.run",
+        "subprocess.Popen",
+        "os.makedirs",
+        "os.mkdir",
+        "slicer.packaging.pip_ensure",
+        "slicer.util.pip_install",
+    }
     broken = []
     for path in python_files("VelvetMed"):
         for statement in parsed(path).body:
@@ -89,7 +113,11 @@ def test_text_files_are_opened_with_a_named_encoding():
     for path in python_files(*PRODUCT, "training", "scripts"):
         for name, node in _calls(path):
             keywords = {keyword.arg for keyword in node.keywords}
-            if name.endswith((".read_text", ".write_text")) and "encoding" not in keywords and len(node.args) < (2 if name.endswith("write_text") else 1):
+            if (
+                name.endswith((".read_text", ".write_text"))
+                and "encoding" not in keywords
+                and len(node.args) < (2 if name.endswith("write_text") else 1)
+            ):
                 broken.append(f"{_where(path, node)} {name}")
             if name == "open" or name.endswith(".open"):
                 mode = next((keyword.value for keyword in node.keywords if keyword.arg == "mode"), None)

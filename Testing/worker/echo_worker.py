@@ -56,7 +56,13 @@ def deaf(params, context):
 def volume(params, context):
     voxels, ijk_to_ras = read_volume(params["volume"])
     left = Path(params["volume"]["npy"]).exists()
-    return {"shape": voxels.shape, "sum": int(voxels.sum(dtype="int64")), "dtype": str(voxels.dtype), "still_on_disk": left, "k": ijk_to_ras[2, 2]}
+    return {
+        "shape": voxels.shape,
+        "sum": int(voxels.sum(dtype="int64")),
+        "dtype": str(voxels.dtype),
+        "still_on_disk": left,
+        "k": ijk_to_ras[2, 2],
+    }
 
 
 def fail(params, context):

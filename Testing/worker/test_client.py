@@ -30,7 +30,7 @@ def test_the_worker_says_ready_with_its_versions_before_anything_else(client, un
 
 
 def test_a_request_starts_the_worker_and_is_answered_with_its_own_parameters_in_any_script(client):
-    params = {"style": "кратко", "text": "Pleuraerguß links · 胸水 · \u2028 \"quoted\"\n"}
+    params = {"style": "кратко", "text": 'Pleuraerguß links · 胸水 · \u2028 "quoted"\n'}
     answer = client.wait(client.request("hello", params), 20)
     assert answer["params"] == params
     assert answer["pid"] == client.pid
@@ -275,7 +275,11 @@ def test_a_program_that_exits_or_is_killed_takes_its_worker_with_it(tmp_path, go
     root = Path(__file__).resolve().parents[2]
     for how in ("exit", "kill"):
         done = subprocess.run(
-            [sys.executable, "-c", program, str(root), str(ECHO_WORKER), str(tmp_path), how], capture_output=True, text=True, timeout=30, check=False
+            [sys.executable, "-c", program, str(root), str(ECHO_WORKER), str(tmp_path), how],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
         grandchild, worker = (int(word) for word in done.stdout.split())
         assert gone(worker) and gone(grandchild), how

@@ -85,7 +85,9 @@ class _Server:
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="velvetmed-requests", daemon=True).start()
-        self._send(Reply(kind="ready", id=None, data={"protocol": PROTOCOL_VERSION, "version": __version__, "python": platform.python_version()}))
+        self._send(
+            Reply(kind="ready", id=None, data={"protocol": PROTOCOL_VERSION, "version": __version__, "python": platform.python_version()})
+        )
         while (item := self._todo.get()) is not None:
             request, context = item
             reply = self._answer(request, context)
