@@ -10,6 +10,7 @@ sentence that follows is *slotted*, it says [SIZE], [COUNT], [VALUE] instead of 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 from VelvetMedLib.reports import FindingRecord
@@ -30,12 +31,8 @@ def _known(tokenizer: Tokenizer, tokens: list[str]) -> list[int]:
     """Ids of those tokens that the tokenizer has; a vertebral level, say, has none and is left to the slots."""
     ids = []
     for token in tokens:
-        try:
-            number = tokenizer.id(token)
-        except KeyError:
-            continue
-        if number is not None and number != tokenizer.id("[UNK]"):
-            ids.append(int(number))
+        with contextlib.suppress(KeyError):
+            ids.append(tokenizer.id(token))
     return ids
 
 

@@ -1,0 +1,150 @@
+"""From one Encoding to the list of findings: calibrated probability, state, place, size, and the voxels that show it.
+
+The state comes from the calibrated probability and the bundle's two thresholds. Four rules temper it:
+1. A finding that the bundle does not tell from chance, or whose structures lie outside the view, is `not_assessed`.
+2. Where an organ is measured (heart, liver, spleen, aorta) and the measurement contradicts the model outright
+   (one says present, the other absent), the state is `uncertain`.
+3. A measurement of an organ cut off by the field of view counts only if it is already beyond the threshold.
+4. Numbers that contradict the state are not reported: no size of 3 mm beside a `present` mass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib.bundle.config import FindingEntry, refuse
+from VelvetMedLib.case import CaseFinding
+from VelvetMedLib.reports import Finding, FindingRecord, State, ontology
+from VelvetMedLib.tasks.encoding import Encoding
+from VelvetMedLib.tasks.evidence import Evidence, Measured
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle.store import Bundle
+
+MEASURED_ORGANS = ("cardiothoracic_ratio", "liver_minus_spleen_hu", "craniocaudal_length_mm", "aortic_diameter_mm")
+
+
+def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
+    """Raw scores of all findings, in the ontology's order."""
+    import torch
+
+    head = getattr(bundle.model, "findings", None)
+    if head is None:
+        raise refuse(
+            f"The bundle {bundle.config.id!r} has no findings head.",
+            found="an architecture without 'findings'",
+            expected="a bundle made for analysis",
+            next_step="Choose another bundle; 'velvetmed models list' names them.",
+        )
+    reading = encoding.need_reading()
+    with torch.inference_mode():
+        memory = torch.from_numpy(reading.memory)[None].to(bundle.device)
+        mask = torch.from_numpy(reading.memory_mask)[None].to(bundle.device)
+        logits: NDArray[np.float64] = head(memory, mask)[0].double().cpu().numpy()
+    return logits
+
+
+def calibrated(entry: FindingEntry, logit: float) -> float:
+    """Probability 0..1 of a logit."""
+    z = entry.calibration.slope * logit + entry.calibration.bias
+    return 1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))
+
+
+def state_of(entry: FindingEntry, probability: float) -> State:
+    """State by the bundle's thresholds alone."""
+    if probability >= entry.threshold_present:
+        return "present"
+    return "absent" if probability < entry.threshold_absent else "uncertain"
+
+
+def decide(finding: Finding, state: State, measured: Measured) -> tuple[State, str | None]:
+    """The tempered state (rules 2 and 3) and, where it was changed, why."""
+    if finding.measure.quantity not in MEASURED_ORGANS or measured.value is None:
+        return state, None
+    by_measure = finding.state_of(measured.value)
+    if not measured.reliable:
+        if by_measure == "present" and state == "absent":
+            return "uncertain", "the model and the measurement disagree"
+        if by_measure != "present" and state != "present":
+            return "not_assessed", "the structure is partly outside the field of view"
+        return state, None
+    if {state, by_measure} == {"present", "absent"}:
+        return "uncertain", "the model and the measurement disagree"
+    return state, None
+
+
+def find(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ...]:
+    """All findings of the ontology, in its order. Needs the whole encoding."""
+    evidence = Evidence(encoding.need_fine(), bundle.config.lesion_thresholds)
+    logits = finding_logits(encoding, bundle)
+    return tuple(_find_one(f, bundle.config.finding(f.name), float(z), evidence) for f, z in zip(ontology().findings, logits, strict=True))
+
+
+def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evidence) -> CaseFinding:
+    if not entry.assessed:
+        return _not_assessed(finding, f"not assessed by this model: {entry.reason}")
+    if reason := evidence.out_of_view(finding):
+        return _not_assessed(finding, reason)
+    probability = calibrated(entry, logit)
+    measured = evidence.measure(finding)
+    state, reason = decide(finding, state_of(entry, probability), measured)
+    if state == "not_assessed":
+        return _not_assessed(finding, reason or "")
+    facts: dict[str, Any] = {"value": measured.value if measured.reliable else None, "unit": finding.measure.unit}
+    if state == "absent":
+        link = evidence.segment_link(finding)
+    else:
+        link = measured.link or evidence.segment_link(finding)
+        if state == "uncertain" or finding.measure.quantity in MEASURED_ORGANS or _fits(finding, state, measured):
+            facts |= {"side": measured.side, "site": measured.site, "size_mm": measured.size_mm, "count": measured.count}
+            facts["volume_ml"] = measured.volume_ml
+            facts["severity"] = finding.severity_of(measured.value) if state == "present" else None
+        else:
+            # Rule 4: what was segmented is too small for what the model sees; its place holds, its numbers do not.
+            facts |= {"side": measured.side, "site": measured.site, "value": None}
+    if state == "absent" and not _fits(finding, state, measured):
+        facts["value"] = None
+    return CaseFinding(
+        name=finding.name, display=finding.display, state=state, probability=round(probability, 4), reason=reason, link=link, **_rounded(facts)
+    )  # fmt: skip
+
+
+def _fits(finding: Finding, state: State, measured: Measured) -> bool:
+    """Whether a measured value does not contradict a state. An unmeasured one never does."""
+    by_measure = finding.state_of(measured.value)
+    return {state, by_measure} != {"present", "absent"}
+
+
+def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    digits = {"value": 3, "size_mm": 1, "volume_ml": 2}
+    return {name: round(value, digits[name]) if name in digits and value is not None else value for name, value in facts.items()}
+
+
+def _not_assessed(finding: Finding, reason: str) -> CaseFinding:
+    return CaseFinding(name=finding.name, display=finding.display, state="not_assessed", probability=None, reason=reason, link=None)
+
+
+def record_of(finding: CaseFinding) -> FindingRecord:
+    """The record that prose, prompts and answers are written from."""
+    return FindingRecord(
+        name=finding.name,
+        state=finding.state,
+        side=finding.side,
+        site=finding.site,
+        size_mm=finding.size_mm,
+        count=finding.count,
+        severity=finding.severity,
+        volume_ml=finding.volume_ml,
+        value=finding.value,
+    )
+
+
+def lesion_channels(findings: tuple[CaseFinding, ...]) -> frozenset[int]:
+    """Lesion channels that may be shown: those of findings which are present or uncertain."""
+    table = ontology()
+    shown = [table.finding(f.name).lesion for f in findings if f.state in ("present", "uncertain")]
+    return frozenset(table.lesion(name).channel for name in shown if name is not None)
