@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,7 +187,7 @@ def _parse(data: mmap.mmap, path: Path, place: int) -> Slice | None:
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")  # pydicom's warnings quote the values they complain about
-            dataset = pydicom.dcmread(data, stop_before_pixels=True, specific_tags=list(_FIELDS), force=True)
+            dataset = pydicom.dcmread(cast("BinaryIO", data), stop_before_pixels=True, specific_tags=list(_FIELDS), force=True)
             found = {name: getattr(dataset, name, None) for name in _FIELDS}
             meta = getattr(dataset, "file_meta", None)
             implicit = bool(dataset.original_encoding[0])

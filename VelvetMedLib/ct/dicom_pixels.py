@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +177,7 @@ def _refuse_unreadable_syntax(slices: Sequence[Slice]) -> None:
             )
 
 
-def _short_picture(one: Slice) -> None:
+def _short_picture(one: Slice) -> NoReturn:
     checks.refuse(
         "A slice is incomplete.",
         found=f"file {one.place} (in order of name): {one.pixel_length:,} bytes of picture",

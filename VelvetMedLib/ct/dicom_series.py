@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def _asked_for(series: tuple[SeriesInfo, ...], wanted: str | int) -> SeriesInfo:
     return found[0]
 
 
-def _refuse_kind(series: SeriesInfo, n_series: int) -> None:
+def _refuse_kind(series: SeriesInfo, n_series: int) -> NoReturn:
     kind = series.trouble or ""
     among = "" if n_series == 1 else f" (the largest of {n_series} series, none of them usable)"
     what = {
@@ -141,7 +142,7 @@ def _refuse_kind(series: SeriesInfo, n_series: int) -> None:
     )
 
 
-def _nothing(folder: Folder) -> None:
+def _nothing(folder: Folder) -> NoReturn:
     if folder.unreadable:
         more = len(folder.unreadable) - 1
         checks.refuse(

@@ -42,7 +42,7 @@ class Grid:
     @cached_property
     def ras_to_ijk(self) -> Affine:
         """The inverse of `ijk_to_ras`."""
-        return np.linalg.inv(self.ijk_to_ras)
+        return np.asarray(np.linalg.inv(self.ijk_to_ras), dtype=np.float64)
 
     @property
     def axis_codes(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -242,7 +242,7 @@ def _fits(path: Path, header: NiftiHeader) -> bool:
     return header.n_bytes <= path.stat().st_size * (1032 if packed else 1)
 
 
-def _damaged(error: Exception) -> Any:
+def _damaged(error: Exception) -> NoReturn:
     checks.refuse(
         "The file is damaged and cannot be read.",
         found=f"a fault while reading ({type(error).__name__})",
@@ -251,7 +251,7 @@ def _damaged(error: Exception) -> Any:
     )
 
 
-def _short(found: int, expected: int) -> Any:
+def _short(found: int, expected: int) -> NoReturn:
     checks.refuse(
         "The file ends too early.",
         found=f"{found:,} bytes where the header promises {expected:,}",

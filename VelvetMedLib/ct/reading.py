@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def _in_words() -> Iterator[None]:
         )
 
 
-def _not_labels(found: str) -> None:
+def _not_labels(found: str) -> NoReturn:
     checks.refuse(
         "The file is not a label map.",
         found=found,
@@ -147,7 +147,7 @@ def _kind(path: Path, series: str | int | None) -> str:
             "The file is not a scan that this program can read.",
             found="an empty file" if not start else "a ZIP archive" if archive else "a file of another or damaged format",
             expected="a DICOM folder, a NIfTI file (.nii, .nii.gz) or an NRRD file (.nrrd)",
-            next_step="Unpack the archive and give the folder inside." if archive else "Convert the scan to NIfTI, or give its DICOM folder.",
+            next_step="Unpack it and give the folder inside." if archive else "Convert the scan to NIfTI, or give its DICOM folder.",
         )
     if series is not None and kind != "dicom":
         raise UsageError(

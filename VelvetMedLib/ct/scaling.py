@@ -16,13 +16,13 @@ def scaled(array: ArrayKJI, slope: float, intercept: float) -> ArrayKJI:
         small = array.dtype.itemsize <= 2 and abs(slope) < 2**15 and abs(intercept) < 2**15
         if small and min(ends) >= -(2**15) and max(ends) < 2**15:
             # In 16 bits the sum may wrap on its way, but the end fits, and two's complement brings it back.
-            out = array.astype(np.int16)
+            whole: ArrayKJI = array.astype(np.int16)
             if slope != 1.0:
-                out *= np.int16(slope)
-            out += np.int16(intercept)
-            return out
+                whole *= np.int16(slope)
+            whole += np.int16(intercept)
+            return whole
         return array.astype(np.int64) * int(slope) + int(intercept)
-    out = array.astype(np.float32)
+    out: ArrayKJI = array.astype(np.float32)
     out *= np.float32(slope)
     out += np.float32(intercept)
     return out

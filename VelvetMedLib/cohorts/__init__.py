@@ -1,0 +1,1 @@
+"""Datasets: manifest, prepared store, synthetic cohort, public-dataset readers, and the sample scan."""
