@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, Self, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from VelvetMedLib.errors import UsageError
 
@@ -44,7 +45,7 @@ class Settings:
                 next_step="Use a version of VelvetMed that knows these settings, or a bundle made for this one.",
             )
         hints = get_type_hints(cls)
-        values = {key: _typed(hints[key], value) for key, value in data.items()}
+        values = {key: _typed(f"{cls.__name__}.{key}", hints[key], value) for key, value in data.items()}
         try:
             return cls(**values)
         except TypeError as error:
@@ -64,10 +65,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """JSON knows neither tuples nor our dataclasses: restore both from the field's type."""
-    options = [hint, *getattr(hint, "__args__", ())]
-    for option in options:
-        if isinstance(option, type) and issubclass(option, Settings) and isinstance(value, Mapping):
-            return option.from_dict(value)
-    return tuple(value) if isinstance(value, list) else value
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """JSON knows neither tuples nor our dataclasses: restore both from the field's type, and refuse any other kind of value."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if kind is NoneType and value is None:
+            return None
+        if isinstance(kind, type) and issubclass(kind, Settings) and isinstance(value, Mapping):
+            return kind.from_dict(value)
+        if get_origin(kind) is tuple and isinstance(value, list | tuple) and all(type(v) is int for v in value):
+            return tuple(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if isinstance(kind, type) and type(value) is kind:
+            return value
+    raise UsageError(
+        f"The setting {name} has the wrong kind of value.",
+        found=repr(value)[:80],
+        expected=getattr(hint, "__name__", str(hint)),
+        next_step="Use a bundle made by VelvetMed, or correct the setting.",
+    )

@@ -29,6 +29,7 @@ class ReaderConfig(Settings):
     width: int = 192
     layers: int = 2
     heads: int = 4
+    ffn: int = 384
     region_features: int = 77
     lesion_features: int = 108
     structures: int = 32
@@ -37,7 +38,17 @@ class ReaderConfig(Settings):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("top_channels", "width", "layers", "heads", "region_features", "lesion_features", "structures", "projection_dim"):
+        for name in (
+            "top_channels",
+            "width",
+            "layers",
+            "heads",
+            "ffn",
+            "region_features",
+            "lesion_features",
+            "structures",
+            "projection_dim",
+        ):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.max_lesions >= 0, "max_lesions", "0 or more")
         self.require(self.width % self.heads == 0, "heads", f"a divisor of width ({self.width})")
@@ -85,7 +96,7 @@ class StudyReader(nn.Module):
         self.structure = nn.Embedding(config.structures, width)
         self.input_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(EncoderBlock(width, config.heads, 4 * width, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(EncoderBlock(width, config.heads, config.ffn, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.pool_query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pool = Attention(width, config.heads)

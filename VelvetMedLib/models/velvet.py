@@ -106,7 +106,7 @@ class VelvetModel(nn.Module):
     def project_image(self, features: GlobalFeatures, levels: Sequence[Level] = LEVELS) -> dict[str, Tensor]:
         """Unit vectors in the common spaces, float32: "report" [B, D] from the mean of the top map, "sentence" [B, M, D]
         and "word" [B, M', D] from every cell of the middle and bottom maps, cells row-major (first axis slowest)."""
-        out = {}
+        out: dict[str, Tensor] = {}
         for level in levels:
             cells = features.of(level).flatten(2).transpose(1, 2)
             out[level] = _unit(self.image_projection[level](cells.mean(dim=1) if level == "report" else cells))
