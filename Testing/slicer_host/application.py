@@ -28,6 +28,7 @@ LOGICS = {
     "Texts": "vtkSlicerTextsLogic",
     "Models": "vtkSlicerModelsLogic",
     "Markups": "vtkSlicerMarkupsLogic",
+    "Sequences": "vtkSlicerSequencesLogic",
 }
 
 

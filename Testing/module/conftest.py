@@ -1,0 +1,256 @@
+"""Fixtures of the module's tests: the host, a clean scene, the loaded module, a fake worker, and a small finished Case."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULE_FILE = REPOSITORY / "VelvetMed" / "VelvetMed.py"
+
+OBLIQUE_LEFT_HANDED = np.array(
+    [
+        [-0.7518, -0.3078, 0.0, 11.0],
+        [-0.2736, 0.8457, 0.0, -22.0],
+        [0.0, 0.0, 2.5, 33.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ]
+)
+"""A rotation by 20 degrees about S, spacing 0.8, 0.9, 2.5 mm, first axis mirrored: determinant < 0."""
+
+
+@pytest.fixture(scope="session")
+def host() -> Any:
+    testing = str(REPOSITORY / "Testing")
+    if testing not in sys.path:
+        sys.path.insert(0, testing)
+    try:
+        from slicer_host.host import start
+    except ImportError as error:  # a missing system library of Qt shows as an ImportError
+        pytest.skip(f"the Slicer test host cannot start here: {error}")
+    return start()
+
+
+@pytest.fixture(scope="session")
+def loaded_module(host: Any) -> Any:
+    """The module as Slicer loads it at start-up."""
+    module, instance = host.load_module(MODULE_FILE)
+    host.app.startupCompleted.emit()
+    from VelvetMedCore.library import make_importable
+
+    make_importable()
+    return module
+
+
+@pytest.fixture
+def scene(host: Any, loaded_module: Any) -> Iterator[Any]:
+    """The scene, empty before and after."""
+    import slicer
+
+    host.close_scene()
+    slicer.app.settings().clear()
+    yield slicer.mrmlScene
+    host.close_scene()
+
+
+@dataclass
+class FakeEvent:
+    kind: str
+    request_id: int | None
+    data: dict[str, Any]
+
+
+@dataclass
+class FakeWorker:
+    """A worker client that does what the test says: events are put by hand."""
+
+    events: list[FakeEvent] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    volumes: list[tuple[Any, Any]] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    started: int = 0
+    killed: int = 0
+    closed: int = 0
+
+    def start(self) -> None:
+        self.started += 1
+
+    def put_volume(self, voxels_kji: Any, ijk_to_ras: Any) -> dict[str, Any]:
+        self.volumes.append((voxels_kji, ijk_to_ras))
+        return {"npy": "private", "ijk_to_ras": np.asarray(ijk_to_ras).tolist(), "unit": "HU"}
+
+    def request(self, verb: str, params: Mapping[str, Any]) -> int:
+        self.requests.append((verb, dict(params)))
+        return len(self.requests)
+
+    def poll(self) -> list[FakeEvent]:
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def say(self, kind: str, **data: Any) -> None:
+        self.events.append(FakeEvent(kind, len(self.requests), data))
+
+
+@pytest.fixture
+def fake_worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+def logic(scene: Any, fake_worker: FakeWorker) -> Iterator[Any]:
+    from VelvetMedCore.logic import VelvetMedLogic
+
+    logic = VelvetMedLogic(connect=lambda: fake_worker)
+    yield logic
+    logic.stop()
+
+
+@pytest.fixture
+def ct(scene: Any) -> Any:
+    """An oblique, left-handed CT-like volume node."""
+    import slicer
+
+    voxels = np.random.default_rng(0).normal(40, 10, (20, 30, 25)).astype(np.int16)
+    return slicer.util.addVolumeFromArray(voxels, OBLIQUE_LEFT_HANDED, "DOE^JOHN 1950")
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    """Liver, spleen and a lung nodule on the grid of `ct`."""
+    labels_kji = np.zeros((20, 30, 25), np.uint8)
+    labels_kji[4:12, 5:20, 3:12] = 4
+    labels_kji[5:10, 6:12, 15:20] = 1
+    labels_kji[14:16, 20:23, 5:8] = 101
+    return labels_kji
+
+
+@pytest.fixture
+def make_case(tmp_path: Path, labels: np.ndarray) -> Callable[..., Path]:
+    """Writes a small finished Case, as the worker would, and returns its folder."""
+
+    def make(folder: Path | None = None, *, grid_shape: tuple[int, int, int] | None = None, **changes: Any) -> Path:
+        return write_small_case(folder or tmp_path / "case", changes.pop("labels", labels), **changes)
+
+    return make
+
+
+def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarray = OBLIQUE_LEFT_HANDED, **changes: Any) -> Path:
+    from VelvetMedLib import DRAFT_DISCLAIMER
+    from VelvetMedLib.case import (
+        Case,
+        CaseFinding,
+        CaseInput,
+        CaseModel,
+        Link,
+        Report,
+        Section,
+        Segment,
+        Sentence,
+        write_case,
+    )
+    from VelvetMedLib.ct import Grid
+    from VelvetMedLib.reports import ontology
+
+    def place(mask: np.ndarray) -> tuple[tuple[float, ...], tuple[tuple[float, ...], tuple[float, ...]]]:
+        indices = np.argwhere(mask)[:, ::-1]
+        points = indices @ ijk_to_ras[:3, :3].T + ijk_to_ras[:3, 3]
+        low, high = points.min(0), points.max(0)
+        return tuple(points.mean(0).tolist()), (tuple(low.tolist()), tuple(high.tolist()))
+
+    def code_of(item: Any) -> Any:
+        return getattr(item, "code", None)
+
+    segments = []
+    known = {item.label: (item, kind) for kind, items in (("organ", ontology().structures), ("lesion", ontology().lesions)) for item in items}
+    voxel_ml = abs(float(np.linalg.det(ijk_to_ras[:3, :3]))) / 1000
+    for label in (int(value) for value in np.unique(labels_kji) if value):
+        item, kind = known[label]
+        center, box = place(labels_kji == label)
+        segments.append(
+            Segment(
+                label=label,
+                name=item.name,
+                display=item.display,
+                code=code_of(item),
+                color=tuple(item.color),
+                kind=kind,
+                volume_ml=float((labels_kji == label).sum()) * voxel_ml,
+                mean_hu=40.0,
+                truncated=label == 4,
+                center_ras_mm=center,
+                box_ras_mm=box,
+            )
+        )
+    center, box = place(labels_kji == 101) if (labels_kji == 101).any() else place(labels_kji > 0)
+    link = Link(kind="lesion", label=101, center_ras_mm=center, box_ras_mm=box)
+    findings = []
+    for finding in ontology().findings:
+        values: dict[str, Any] = {
+            "name": finding.name,
+            "display": finding.display,
+            "state": "absent",
+            "probability": 0.04,
+            "side": None,
+            "site": None,
+            "size_mm": None,
+            "count": None,
+            "severity": None,
+            "value": None,
+            "unit": None,
+            "volume_ml": None,
+            "reason": None,
+            "link": None,
+        }
+        if finding.name == "lung_nodule":
+            values |= {"state": "present", "probability": 0.91, "side": "left", "site": "lung_upper_lobe_left"}
+            values |= {"size_mm": 7.2, "count": 1, "link": link}
+        if finding.name == "pleural_effusion":
+            values |= {"state": "uncertain", "probability": 0.44, "side": "right", "link": link}
+        if finding.name == "splenomegaly":
+            values |= {"state": "not_assessed", "probability": None, "reason": "The spleen is not wholly in the scan."}
+        findings.append(CaseFinding(**values))
+    sentences = (
+        Sentence(text="A nodule of 7 mm in the left upper lobe.", state="present", support=0.91, finding="lung_nodule", link=link),
+        Sentence(text="No consolidation <b>.", state="absent", support=0.95, finding="consolidation", link=None),
+        Sentence(text="A small right pleural effusion is possible.", state="uncertain", support=0.44, finding="pleural_effusion", link=link),
+    )
+    values = {
+        "id": "case",
+        "created": "2026-11-21T12:00:00+00:00",
+        "disclaimer": DRAFT_DISCLAIMER,
+        "input": CaseInput(
+            kind="array",
+            shape_kji=labels_kji.shape,
+            ijk_to_ras=ijk_to_ras.tolist(),
+            spacing_mm=tuple(np.linalg.norm(ijk_to_ras[:3, :3], axis=0).tolist()),
+            sha256="0" * 64,
+        ),
+        "model": CaseModel(id="demo", version="1", sha256="1" * 64, licence="Apache-2.0"),
+        "segments": tuple(segments),
+        "findings": tuple(findings),
+        "report": Report(style="structured", sections=(Section(title="Lungs", sentences=sentences),)),
+        "answers": (),
+        "timings": {"total": 1.0},
+        "warnings": (),
+        "run": {},
+        "files": {},
+    }
+    case = Case(**{**values, **changes})
+    grid = Grid(shape_kji=tuple(labels_kji.shape), ijk_to_ras=ijk_to_ras)
+    write_case(folder, case, segmentation_kji=labels_kji, grid=grid)
+    return folder

@@ -1,0 +1,140 @@
+"""The worker's interpreter, command and environment, and where the library lies: no Slicer needed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def module_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "VelvetMed"))
+
+
+def surroundings(**changes: Any) -> Any:
+    from VelvetMedCore.runner import Surroundings
+
+    values = {
+        "own_env": {"PATH": "/slicer/bin", "PYTHONHOME": "/slicer/python", "LD_LIBRARY_PATH": "/slicer/lib"},
+        "startup_env": lambda: {"PATH": "/usr/bin", "PYTHONHOME": "x", "PYTHONPATH": "y", "PYTHONSTARTUP": "z", "LANG": "de_DE.UTF-8"},
+        "which": lambda name: f"/slicer/bin/{name}",
+    }
+    return Surroundings(**{**values, **changes})
+
+
+def test_slicers_own_python_runs_in_slicers_own_environment() -> None:
+    from VelvetMedCore.runner import worker_command
+
+    command = worker_command(REPOSITORY, "", surroundings())
+    assert command.argv[0] == "/slicer/bin/PythonSlicer"
+    assert command.env == {
+        "PATH": "/slicer/bin",
+        "PYTHONHOME": "/slicer/python",
+        "LD_LIBRARY_PATH": "/slicer/lib",
+        "PYTHONUTF8": "1",
+    }
+
+
+def test_another_python_runs_in_a_cleaned_startup_environment() -> None:
+    from VelvetMedCore.runner import worker_command
+
+    command = worker_command(REPOSITORY, sys.executable, surroundings())
+    assert command.argv[0] == sys.executable
+    assert command.env == {"PATH": "/usr/bin", "LANG": "de_DE.UTF-8", "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
+
+
+def test_the_library_root_is_passed_as_an_argument_in_both_cases() -> None:
+    from VelvetMedCore.runner import worker_command
+
+    for own_python in ("", sys.executable):
+        argv = worker_command(REPOSITORY, own_python, surroundings()).argv
+        assert argv[argv.index("--library-root") + 1] == str(REPOSITORY)
+
+
+def test_a_missing_pythonslicer_is_said_in_four_parts() -> None:
+    from VelvetMedCore.runner import find_interpreter
+    from VelvetMedLib.errors import WorkerError
+
+    with pytest.raises(WorkerError) as caught:
+        find_interpreter("", surroundings(which=lambda name: None))
+    assert "PythonSlicer" in caught.value.found and caught.value.next_step
+
+
+def test_a_chosen_python_that_is_not_there_is_refused_without_naming_its_path() -> None:
+    from VelvetMedCore.runner import find_interpreter
+    from VelvetMedLib.errors import WorkerError
+
+    with pytest.raises(WorkerError) as caught:
+        find_interpreter("/home/jane/secret/python", surroundings())
+    assert "jane" not in str(caught.value)
+
+
+def test_the_command_line_in_the_workers_python_imports_the_given_library(tmp_path: Path) -> None:
+    from VelvetMedCore.runner import cli_command
+
+    package = tmp_path / "VelvetMedLib"
+    package.mkdir()
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "cli.py").write_text("def main(argv):\n    print('words', argv)\n    return 3\n", encoding="utf-8")
+    command = cli_command(tmp_path, sys.executable, ("sample", "--json"), surroundings(startup_env=dict))
+    done = subprocess.run(list(command.argv), capture_output=True, text=True, encoding="utf-8", check=False, env=command.env, cwd="/")
+    assert (done.returncode, done.stdout.strip()) == (3, "words ['sample', '--json']")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_library_is_found_in_a_source_tree_and_in_an_installed_tree(tmp_path: Path, installed: bool) -> None:
+    """Source: VelvetMed/ beside VelvetMedLib/. Installed: VelvetMed.py and VelvetMedLib/ in one folder."""
+    module_folder = tmp_path / "VelvetMed" if not installed else tmp_path
+    shutil.copytree(REPOSITORY / "VelvetMed" / "VelvetMedCore", module_folder / "VelvetMedCore")
+    shutil.copytree(REPOSITORY / "VelvetMedLib", tmp_path / "VelvetMedLib", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from VelvetMedCore.library import library_root, make_importable; make_importable();"
+        "import VelvetMedCore.runner, VelvetMedLib; print(library_root()); print(VelvetMedLib.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(module_folder)], capture_output=True, text=True, encoding="utf-8", check=True, cwd="/"
+    )
+    root, library = done.stdout.split("\n")[:2]
+    assert Path(root) == tmp_path.resolve() and Path(library).parent == tmp_path.resolve() / "VelvetMedLib"
+
+
+def test_an_incomplete_installation_is_said_in_words(tmp_path: Path) -> None:
+    from VelvetMedCore.library import library_root
+
+    with pytest.raises(FileNotFoundError, match="install the extension again"):
+        library_root(tmp_path)
+
+
+def test_added_models_are_looked_for_where_the_library_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    from VelvetMedCore.models import added_models_folder
+    from VelvetMedLib.bundle.catalogue import user_folder
+
+    monkeypatch.delenv("VELVETMED_DATA", raising=False)
+    assert added_models_folder(os.environ) == user_folder()
+    monkeypatch.setenv("VELVETMED_DATA", str(tmp_path))
+    assert added_models_folder(os.environ) == user_folder()
+
+
+def test_models_are_listed_from_their_cards_and_damaged_ones_left_out(tmp_path: Path) -> None:
+    from VelvetMedCore.models import list_models
+
+    bundles = tmp_path / "VelvetMedLib" / "assets" / "bundles"
+    for name, text in (
+        ("demo", '{"format_version": 1, "id": "demo", "version": "0.1", "licence": "Apache-2.0", "training_data": ["a", "b"]}'),
+        ("broken", "{"),
+        ("later", '{"format_version": 99, "id": "later"}'),
+    ):
+        (bundles / name).mkdir(parents=True)
+        (bundles / name / "bundle.json").write_text(text, encoding="utf-8")
+    entries = list_models(tmp_path, own_folder=str(bundles / "demo"), environ={"VELVETMED_DATA": str(tmp_path / "none")})
+    assert [(entry.title, entry.licence, entry.training_data) for entry in entries] == [("demo 0.1", "Apache-2.0", "a; b")]

@@ -1,0 +1,1 @@
+"""What the module does without widgets: MRML in and out, parameters, the worker. No qt in here."""

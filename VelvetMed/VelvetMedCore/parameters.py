@@ -1,0 +1,71 @@
+"""The module's parameters in the scene: a dataclass read from and written to the scripted module node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import slicer
+
+MODULE_NAME = "VelvetMed"
+PREFIX = "VelvetMed."
+REFERENCE_ROLES = ("inputVolume", "segmentation", "findings", "report", "case")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What the user chose. Node ids are None where nothing is chosen or the node is gone."""
+
+    model: str = ""
+    style: str = "structured"
+    only_relevant: bool = True
+    inputVolume: str | None = None
+    segmentation: str | None = None
+    findings: str | None = None
+    report: str | None = None
+    case: str | None = None
+
+
+def parameter_node() -> Any:
+    """The one parameter node of this module in the scene; made when there is none."""
+    node = slicer.mrmlScene.GetSingletonNode(MODULE_NAME, "vtkMRMLScriptedModuleNode")
+    if node is None:
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
+        node.UnRegister(None)  # CreateNodeByClass hands over a reference of its own
+        node.SetSingletonTag(MODULE_NAME)
+        node.SetModuleName(MODULE_NAME)
+        node.SetName(MODULE_NAME)
+        node = slicer.mrmlScene.AddNode(node)
+    return node
+
+
+def read_parameters(node: Any) -> Parameters:
+    """Missing or unreadable values become the defaults and unknown ones are ignored: scenes outlive versions."""
+    defaults = Parameters()
+    values: dict[str, Any] = {}
+    for item in fields(Parameters):
+        default = getattr(defaults, item.name)
+        if item.name in REFERENCE_ROLES:
+            referenced = node.GetNodeReference(item.name)
+            values[item.name] = referenced.GetID() if referenced is not None else None
+            continue
+        text = node.GetParameter(PREFIX + item.name) or ""
+        if isinstance(default, bool):
+            values[item.name] = {"true": True, "false": False}.get(text, default)
+        else:
+            values[item.name] = text or default
+    return Parameters(**values)
+
+
+def write_parameters(node: Any, parameters: Parameters) -> None:
+    """Writes every field; parameters of other versions that the node carries stay untouched."""
+    was_modifying = node.StartModify()
+    try:
+        for item in fields(Parameters):
+            value = getattr(parameters, item.name)
+            if item.name in REFERENCE_ROLES:
+                node.SetNodeReferenceID(item.name, value)
+            else:
+                node.SetParameter(PREFIX + item.name, str(value).lower() if isinstance(value, bool) else value)
+    finally:
+        node.EndModify(was_modifying)
