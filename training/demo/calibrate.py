@@ -31,9 +31,7 @@ class FindingCalibration:
     negatives: int
 
 
-def auroc_interval(
-    truth: NDArray[np.bool_], score: NDArray[np.float64], *, draws: int = 500, seed: int = 0
-) -> tuple[float, float, float]:
+def auroc_interval(truth: NDArray[np.bool_], score: NDArray[np.float64], *, draws: int = 500, seed: int = 0) -> tuple[float, float, float]:
     """AUROC with a 95 % bootstrap interval over cases, positives and negatives drawn apart."""
     generator = np.random.default_rng(seed)
     positive, negative = score[truth], score[~truth]
@@ -83,6 +81,6 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
     told = low > CHANCE_MARGIN and slope > 0
     return FindingCalibration(
         slope=slope, bias=bias, absent=round(absent, 4), present=round(float(present), 4), assessed=told,
-        reason="" if told else f"not told from chance on held-out synthetic cases (AUROC {auroc:.2f}, 95 % interval {low:.2f} to {high:.2f})",
+        reason="" if told else f"not told from chance on synthetic validation cases (AUROC {auroc:.2f}, 95 % interval {low:.2f}-{high:.2f})",
         auroc=round(auroc, 4), auroc_low=round(low, 4), auroc_high=round(high, 4), positives=positives, negatives=negatives,
     )  # fmt: skip

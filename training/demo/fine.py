@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo.checkpoint import MovingAverage, StageState
-from demo.data import PreparedCase, crop_batches
 from torch import Tensor
 
+from demo.checkpoint import MovingAverage, StageState
+from demo.data import PreparedCase, crop_batches
 from VelvetMedLib.models.fine import FineNet
 from VelvetMedLib.tasks.views import windowed
 
@@ -129,9 +129,7 @@ def train_fine(net: FineNet, cases: list[PreparedCase], run: Path, settings: Fin
         flat_bits = torch.from_numpy(bits.astype(np.int32)).flatten()
         drawn, rest = sampled_rows(flat_bits, settings.voxel_share, generator.manual_seed(seed * 1_000_003 + step))
         both = torch.cat([drawn, rest])
-        on_organs = organ_loss(
-            voxel_rows(out.organ_logits)[drawn].float(), torch.from_numpy(organs.astype(np.int64)).flatten()[drawn]
-        )
+        on_organs = organ_loss(voxel_rows(out.organ_logits)[drawn].float(), torch.from_numpy(organs.astype(np.int64)).flatten()[drawn])
         weight = torch.where(flat_bits[both] != 0, 1.0, 1.0 / settings.voxel_share)
         targets = unpack_bits(flat_bits[both], out.lesion_logits.shape[1])
         on_lesions = lesion_loss(voxel_rows(out.lesion_logits)[both].float(), targets, weight)

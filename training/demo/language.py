@@ -7,20 +7,19 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo.checkpoint import MovingAverage, StageState
-from demo.encodings import EncodedCase
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from demo.checkpoint import MovingAverage, StageState
+from demo.encodings import EncodedCase
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
-from VelvetMedLib.reports import FindingRecord, fill_slots, make_questions, ontology, write_report, write_sentence
-from VelvetMedLib.reports.prose import STYLES
+from VelvetMedLib.reports import HELD_OUT_STYLE, STYLES, FindingRecord, fill_slots, make_questions, ontology, write_report, write_sentence
 from VelvetMedLib.tasks.prompts import answer_prefix, report_prefix
 
 
@@ -40,7 +39,6 @@ class LanguageSettings:
     average_decay: float = 0.99
     label_smoothing: float = 0.1
     text_tokens: int = 160
-    held_out_style: str = STYLES[-1]
 
 
 def finding_targets(cases: list[EncodedCase]) -> Tensor:
@@ -72,21 +70,25 @@ def report_contrast(image: Tensor, text: Tensor, log_scale: Tensor, groups: list
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
+Rows: TypeAlias = list[tuple[list[int], list[int]]]
+"""(prompt ids, target ids) pairs of one study."""
+
+
 class TextSource:
     """Draws what a study's texts say: report sentences for contrast, slotted sentences and answers for the decoder."""
 
     def __init__(self, tokenizer: ReportTokenizer, settings: LanguageSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
-        self.styles = [style for style in STYLES if style != settings.held_out_style]
         self.end = tokenizer.id("[EOS]")
 
-    def report(self, case: EncodedCase, draw: np.random.Generator, style: str | None = None) -> list[str]:
-        """The sentences that say something about this scan; never empty."""
-        sections = write_report(case.findings, style=style or str(draw.choice(self.styles)), rng=draw)
+    def report(self, case: EncodedCase, draw: np.random.Generator, *, held_out: bool = False) -> list[str]:
+        """The sentences that say something about this scan; never empty. held_out: a style and wordings never trained on."""
+        style = HELD_OUT_STYLE if held_out else str(draw.choice(STYLES))
+        sections = write_report(case.findings, style=style, rng=draw, held_out_wording=held_out)
         sentences = [s.text for section in sections for s in section.sentences if s.findings]
         return sentences or ["No abnormality is described."]
 
-    def decoder_rows(self, case: EncodedCase, draw: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+    def decoder_rows(self, case: EncodedCase, draw: np.random.Generator) -> Rows:
         """(prompt ids, target ids) pairs: sentences about some findings, positive ones first, and answers."""
         shuffled = [case.findings[i] for i in draw.permutation(len(case.findings))]
         positive = [r for r in shuffled if r.state in ("present", "uncertain")]
@@ -95,7 +97,7 @@ class TextSource:
         chosen = (positive[: self.settings.sentences_per_study - half] + rest)[: self.settings.sentences_per_study]
         rows = []
         for record in chosen:
-            sentence = write_sentence(record, draw, str(draw.choice(self.styles)))
+            sentence = write_sentence(record, draw, str(draw.choice(STYLES)))
             rows.append((report_prefix(self.tokenizer, record), self.tokenizer.encode(sentence.slotted)))
         questions = make_questions(case.findings, draw)
         for index in draw.permutation(len(questions))[: self.settings.questions_per_study]:
@@ -104,7 +106,7 @@ class TextSource:
         return rows
 
 
-def pack_rows(rows: list[tuple[list[int], list[int]]], end: int, pad: int, longest: int) -> tuple[Tensor, Tensor]:
+def pack_rows(rows: Rows, end: int, pad: int, longest: int) -> tuple[Tensor, Tensor]:
     """Right-padded ids [R, L] and targets [R, L] (-100 where nothing is to be learnt: prompt and padding)."""
     sequences = [(prompt + target + [end], len(prompt)) for prompt, target in rows]
     width = min(longest, max(len(ids) for ids, _ in sequences))
@@ -117,7 +119,7 @@ def pack_rows(rows: list[tuple[list[int], list[int]]], end: int, pad: int, longe
     return ids, targets
 
 
-def decoder_loss(model: VelvetModel, memory: Tensor, mask: Tensor, rows_of: list[list[tuple[list[int], list[int]]]], source: TextSource) -> Tensor:
+def decoder_loss(model: VelvetModel, memory: Tensor, mask: Tensor, rows_of: list[Rows], source: TextSource) -> Tensor:
     """Cross-entropy of the next token, averaged over the target tokens of all studies."""
     assert model.decoder is not None
     flat = [row for rows in rows_of for row in rows]
@@ -145,6 +147,14 @@ def lesion_batch(cases: list[EncodedCase], width: int) -> tuple[Tensor, Tensor]:
         tokens[row, : len(case.lesions)] = torch.from_numpy(case.lesions)
         mask[row, : len(case.lesions)] = True
     return tokens, mask
+
+
+def reader_input(model: VelvetModel, cases: list[EncodedCase]) -> tuple[Tensor, ...]:
+    """The six arguments of `StudyReader.forward` for a batch."""
+    assert model.reader is not None
+    regions_valid = torch.from_numpy(np.stack([case.region_mask for case in cases]))
+    lesions, lesion_mask = lesion_batch(cases, model.reader.config.lesion_features)
+    return stack(cases, "top"), stack(cases, "view_spacing_mm"), stack(cases, "regions"), regions_valid, lesions, lesion_mask
 
 
 def fit_standardisation(model: VelvetModel, cases: list[EncodedCase]) -> None:
@@ -180,9 +190,7 @@ def _learning_rate(step: int, steps: int, settings: LanguageSettings) -> float:
     return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, fraction)))))
 
 
-def _run_stage(
-    name: str, module: nn.Module, run: Path, steps: int, settings: LanguageSettings, losses_of: Any
-) -> float:
+def _run_stage(name: str, module: nn.Module, run: Path, steps: int, settings: LanguageSettings, losses_of: Any) -> float:
     """The shared loop: `losses_of(step)` gives a dictionary of losses; their sum is minimised."""
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
@@ -236,7 +244,9 @@ class _GlobalStage(nn.Module):
         self.auxiliary = nn.Linear(width * (4 + 8 + 16) * 2, findings)
 
 
-def train_global(model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int) -> float:
+def train_global(
+    model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int
+) -> float:
     """Report-level contrast plus findings seen by the global encoder alone. Returns seconds spent."""
     stage = _GlobalStage(model, len(ontology().findings))
     stage.train()
@@ -250,11 +260,14 @@ def train_global(model: VelvetModel, cases: list[EncodedCase], tokenizer: Report
         # Contrast and brightness of one study must not identify it.
         views = views * draw.uniform(0.9, 1.1, (len(batch), 1, 1, 1)) + draw.normal(0, 0.02, (len(batch), 1, 1, 1))
         maps = model.encode_global(torch.from_numpy(views.astype(np.float32))[:, None], stack(batch, "view_spacing_mm"))
-        pooled = torch.cat([m.flatten(2).amax(2) for m in (maps.bottom, maps.middle, maps.top)] + [m.flatten(2).mean(2) for m in (maps.bottom, maps.middle, maps.top)], 1)
+        pooled = torch.cat(
+            [m.flatten(2).amax(2) for m in (maps.bottom, maps.middle, maps.top)]
+            + [m.flatten(2).mean(2) for m in (maps.bottom, maps.middle, maps.top)],
+            1,
+        )
         reports = [source.report(case, draw) for case in batch]
         layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
-        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
-        text = F.normalize(model.text_projection["report"](states[:, 0]), dim=-1)
+        text = model.embed_text(layout)
         image = model.project_image(maps)["report"]
         groups = [normalised(" ".join(report)) for report in reports]
         return {
@@ -286,7 +299,9 @@ class _ReaderStage(nn.Module):
         self.tribert, self.text_projection, self.logit_scale = model.tribert, model.text_projection, model.logit_scale
 
 
-def train_reader(model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int) -> float:
+def train_reader(
+    model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int
+) -> float:
     """Findings, study-report contrast and next-token prediction on kept tokens. Returns seconds spent."""
     assert model.reader is not None and model.findings is not None and model.decoder is not None
     fit_standardisation(model, cases)
@@ -298,17 +313,12 @@ def train_reader(model: VelvetModel, cases: list[EncodedCase], tokenizer: Report
     def losses_of(step: int) -> dict[str, Tensor]:
         draw = np.random.default_rng((seed, 3, step))
         batch = [cases[i] for i in draw.choice(len(cases), settings.reader_batch, replace=False)]
-        lesions, lesion_mask = lesion_batch(batch, model.reader.config.lesion_features)
-        # A lesion that the fine network missed, or an organ cut away: the reader must live with both.
-        lesion_mask = lesion_mask & (torch.rand(lesion_mask.shape) > 0.03)
-        read = model.reader(
-            stack(batch, "top"), stack(batch, "view_spacing_mm"), stack(batch, "regions"),
-            torch.from_numpy(np.stack([case.region_mask for case in batch])), lesions, lesion_mask,
-        )  # fmt: skip
+        *others, lesion_mask = reader_input(model, batch)
+        # A lesion that the fine network missed must not bring the reader down.
+        read = model.reader(*others, lesion_mask & (torch.rand(lesion_mask.shape) > 0.03))
         reports = [source.report(case, draw) for case in batch]
         layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
-        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
-        text = F.normalize(model.text_projection["report"](states[:, 0]).float(), dim=-1)
+        text = model.embed_text(layout)
         groups = [normalised(" ".join(report)) for report in reports]
         rows = [source.decoder_rows(case, draw) for case in batch]
         return {
@@ -335,26 +345,21 @@ def read_all(model: VelvetModel, cases: list[EncodedCase], *, batch: int = 64) -
     logits, study = [], []
     for start in range(0, len(cases), batch):
         part = cases[start : start + batch]
-        lesions, lesion_mask = lesion_batch(part, model.reader.config.lesion_features)
-        read = model.reader(
-            stack(part, "top"), stack(part, "view_spacing_mm"), stack(part, "regions"),
-            torch.from_numpy(np.stack([case.region_mask for case in part])), lesions, lesion_mask,
-        )  # fmt: skip
+        read = model.reader(*reader_input(model, part))
         logits.append(model.findings(read.memory, read.memory_mask).double().numpy())
         study.append(read.study.float().numpy())
     return Reading(np.concatenate(logits), np.concatenate(study))
 
 
-def corpus(cases: list[Any], settings: LanguageSettings, *, seed: int) -> list[str]:
+def corpus(cases: list[Any], *, seed: int) -> list[str]:
     """Texts for the tokenizer: reports, single sentences and question-answer pairs of training cases, slots included."""
     draw = np.random.default_rng((seed, 1))
-    styles = [style for style in STYLES if style != settings.held_out_style]
     texts: list[str] = []
     for case in cases:
         records: list[FindingRecord] = case.findings
-        for section in write_report(records, style=str(draw.choice(styles)), rng=draw):
+        for section in write_report(records, style=str(draw.choice(STYLES)), rng=draw):
             texts += [section.title, *(sentence.text for sentence in section.sentences)]
-        texts += [fill_slots(write_sentence(r, draw, str(draw.choice(styles))).slotted, r) for r in records]
+        texts += [fill_slots(write_sentence(r, draw, str(draw.choice(STYLES))).slotted, r) for r in records]
         for question in make_questions(records, draw):
             texts += [question.question, question.answer]
     return texts

@@ -1,0 +1,217 @@
+"""The end of the demo training: thresholds from validation, figures from the test split and the sample, the bundle and its card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import balanced_accuracy_score
+
+from demo.calibrate import FindingCalibration, auroc_interval, calibrate
+from demo.card import model_card
+from demo.data import PreparedCase, write_json_atomically
+from demo.encodings import EncodedCase, Overlap, lesion_thresholds
+from demo.language import LanguageSettings, Reading, TextSource, decoder_loss, finding_targets, read_all, reader_input
+from demo.sample import dice_on_sample
+from VelvetMedLib.bundle import save_bundle
+from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
+from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.models.velvet import VelvetModel
+from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology
+from VelvetMedLib.tasks.prompts import answer_prefix
+
+TRAINING_DATA = (
+    "Synthetic cases only, made by this project's generator from one label atlas. The atlas and part of the texture come from one real "
+    "chest CT (LIDC-IDRI-0001, CC BY 3.0) with its nodule painted out. No other patient's data was used."
+)
+INTENDED_USE = (
+    "Research and development of the VelvetMed pipeline: it shows that every part works together. Research use only. Not for clinical use."
+)
+
+
+def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Mean Dice by structure over the cases that contain it, and pooled Dice by lesion channel."""
+    organs, lesions = {}, {}
+    for index, structure in enumerate(ontology().structures):
+        values = [c.organ_overlap.dice(index) for c in cases if c.organ_overlap.truth[index] >= 20]
+        if values:
+            organs[structure.name] = {"dice": round(float(np.mean(values)), 3), "cases": len(values)}
+    for index, lesion in enumerate(ontology().lesions):
+        total = Overlap.sum([c.lesion_overlap for c in cases])
+        if total.truth[index] > 0:
+            lesions[lesion.name] = {"dice": round(total.dice(index), 3), "cases": sum(c.lesion_overlap.truth[index] > 0 for c in cases)}
+    return organs, lesions
+
+
+def finding_table(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> dict[str, Any]:
+    """Held-out AUROC with interval, and precision and recall at the thresholds fixed on validation."""
+    targets = finding_targets(cases).double().numpy()
+    table: dict[str, Any] = {}
+    for index, (finding, calibration) in enumerate(zip(ontology().findings, calibrations, strict=True)):
+        known = np.isfinite(targets[:, index])
+        truth, logit = targets[known, index] > 0.5, reading.finding_logits[known, index]
+        entry: dict[str, Any] = {"positives": int(truth.sum()), "negatives": int((~truth).sum()), "assessed": calibration.assessed}
+        if truth.sum() >= 5 and (~truth).sum() >= 5:
+            auroc, low, high = auroc_interval(truth, logit)
+            entry |= {"auroc": round(auroc, 3), "auroc_95": [round(low, 3), round(high, 3)]}
+        if calibration.assessed:
+            called = 1 / (1 + np.exp(-(calibration.slope * logit + calibration.bias))) >= calibration.present
+            hits = int((called & truth).sum())
+            entry |= {
+                "precision": round(hits / called.sum(), 3) if called.any() else None,
+                "recall": round(hits / truth.sum(), 3) if truth.any() else None,
+            }
+        table[finding.name] = entry
+    return table
+
+
+def presence_summary(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> dict[str, float]:
+    """Micro-averaged F1 of `present` over assessed findings, and false calls per case without any finding."""
+    targets = finding_targets(cases).double().numpy()
+    slope = np.array([c.slope for c in calibrations])
+    bias = np.array([c.bias for c in calibrations])
+    limit = np.array([c.present if c.assessed else 2.0 for c in calibrations])
+    called = 1 / (1 + np.exp(-(reading.finding_logits * slope + bias))) >= limit
+    known, truth = np.isfinite(targets), np.nan_to_num(targets) > 0.5
+    hit, false, missed = (called & truth).sum(), (called & known & ~truth).sum(), (~called & truth).sum()
+    normal = np.array([all(r.state in ("absent", "not_assessed") for r in case.findings) for case in cases])
+    return {
+        "presence_micro_f1": round(float(2 * hit / max(1, 2 * hit + false + missed)), 3),
+        "false_findings_per_normal_case": round(float(called[normal].sum() / max(1, normal.sum())), 3),
+        "normal_cases": int(normal.sum()),
+    }
+
+
+@torch.no_grad()
+def retrieval(
+    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], reading: Reading, settings: LanguageSettings, *, seed: int
+) -> dict[str, Any]:
+    """Text to image among `cases`, with wording of training styles and of the held-out style, beside the record oracle."""
+    source = TextSource(tokenizer, settings)
+    # What a report can say at all: name, state, side and site of what is present. Cases equal in it cannot be told apart.
+    sets = [{(r.name, r.side, r.site) for r in case.findings if r.state == "present"} for case in cases]
+    result: dict[str, Any] = {"gallery": len(cases)}
+    oracle = np.array([[len(a & b) / max(1, len(a | b)) if a | b else 1.0 for b in sets] for a in sets])
+    result["record_oracle"] = recall_at(oracle, (1, 5, 10))
+    for name, held_out in (("training_styles", False), ("held_out_style", True)):
+        draw = np.random.default_rng((seed, 9))
+        layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.text_tokens)
+        text = model.embed_text(layout).numpy()
+        result[name] = recall_at(text @ reading.study.T, (1, 5, 10))
+    result["chance"] = {f"R@{k}": round(k / len(cases), 3) for k in (1, 5, 10)}
+    return result
+
+
+def recall_at(scores: NDArray[Any], ks: tuple[int, ...]) -> dict[str, float]:
+    """Share of rows whose own column is among the k best; equal scores share the credit."""
+    own = np.diag(scores)[:, None]
+    better, equal = (scores > own).sum(1), (scores == own).sum(1)
+    return {f"R@{k}": round(float(np.clip((k - better) / equal, 0, 1).mean()), 3) for k in ks}
+
+
+@torch.no_grad()
+def answers(model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], *, seed: int, most: int = 120) -> dict[str, Any]:
+    """Free-running decoder answers to presence questions, against the truth and against always saying the commoner answer."""
+    assert model.reader is not None and model.decoder is not None
+    draw = np.random.default_rng((seed, 10))
+    truth, said = [], []
+    for case in cases[:most]:
+        read = model.reader(*reader_input(model, [case]))
+        asked = [q for q in make_questions(case.findings, draw) if q.kind == "presence" and q.answer.lower().startswith(("yes", "no"))]
+        for question in [asked[int(i)] for i in draw.permutation(len(asked))[:4]]:
+            prefix = torch.tensor([answer_prefix(tokenizer, question.question)])
+            out = model.decoder.generate(prefix, read.memory, read.memory_mask, 12, tokenizer.id("[EOS]"))
+            said.append(tokenizer.decode(out.ids[0].tolist()).strip().lower().startswith("yes"))
+            truth.append(question.answer.lower().startswith("yes"))
+    return {
+        "presence_balanced_accuracy": round(float(balanced_accuracy_score(truth, said)), 3),
+        "questions": len(truth),
+        "yes_share": round(float(np.mean(truth)), 3),
+        "chance": 0.5,
+    }
+
+
+@torch.no_grad()
+def writing_perplexity(
+    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], settings: LanguageSettings, *, seed: int
+) -> float:
+    """exp of the mean next-token loss on held-out studies."""
+    assert model.reader is not None
+    source, draw = TextSource(tokenizer, settings), np.random.default_rng((seed, 11))
+    part = cases[:64]
+    read = model.reader(*reader_input(model, part))
+    rows = [source.decoder_rows(case, draw) for case in part]
+    return round(float(np.exp(float(decoder_loss(model, read.memory, read.memory_mask, rows, source)))), 3)
+
+
+def finish(
+    model: VelvetModel,
+    tokenizer_file: Path,
+    cases: list[PreparedCase],
+    of_split: dict[str, list[EncodedCase]],
+    settings: LanguageSettings,
+    run: Path,
+    out: Path,
+    *,
+    minutes: dict[str, float],
+    seed: int,
+) -> None:
+    """Calibrate on `val`, measure on `test` and on the sample scan, save the bundle with its card."""
+    model.eval()
+    tokenizer = ReportTokenizer(tokenizer_file)
+    targets = finding_targets(of_split["val"]).double().numpy()
+    on_val = read_all(model, of_split["val"])
+    calibrations = [calibrate(on_val.finding_logits[:, n], targets[:, n]) for n in range(targets.shape[1])]
+    test = of_split["test"]
+    on_test = read_all(model, test)
+    organs, lesions = dice_table(test)
+    results: dict[str, Any] = {
+        "cases": {split: len(part) for split, part in of_split.items()},
+        "minutes_on_two_cores": {name: round(value, 1) for name, value in minutes.items()},
+        "held_out_synthetic": {
+            "organ_dice": organs,
+            "organ_dice_mean": round(float(np.mean([entry["dice"] for entry in organs.values()])), 3),
+            "lesion_dice": lesions,
+            "findings": finding_table(test, on_test, calibrations),
+            "presence": presence_summary(test, on_test, calibrations),
+            "retrieval_text_to_image": retrieval(model, tokenizer, test, on_test, settings, seed=seed),
+            "answers": answers(model, tokenizer, test, seed=seed),
+            "writing_perplexity": writing_perplexity(model, tokenizer, test, settings, seed=seed),
+            "held_out_style": HELD_OUT_STYLE,
+        },
+    }
+    config = BundleConfig(
+        id="demo",
+        version="1",
+        recipe="demo (plain training; VELVET-Med encoder and TriBERT in their tiny settings)",
+        licence="Apache-2.0; derived from LIDC-IDRI-0001 (CC BY 3.0), attribution in MODEL_CARD.md",
+        training_data=TRAINING_DATA,
+        intended_use=INTENDED_USE,
+        architecture=model.config.to_dict(),
+        lesions=tuple(
+            LesionEntry(name=x.name, threshold=t) for x, t in zip(ontology().lesions, lesion_thresholds(run / "encoded"), strict=True)
+        ),
+        findings=tuple(
+            FindingEntry(
+                name=finding.name,
+                assessed=c.assessed,
+                reason=c.reason,
+                calibration=Calibration(slope=round(c.slope, 5), bias=round(c.bias, 5)) if c.slope > 0 else Calibration(),
+                threshold_absent=c.absent,
+                threshold_present=c.present,
+            )
+            for finding, c in zip(ontology().findings, calibrations, strict=True)
+        ),
+        results=results,
+    )
+    save_bundle(out, config, model, tokenizer_file.read_text(encoding="utf-8"), model_card(config))
+    results["sample_scan"] = dice_on_sample(out)
+    write_json_atomically(run / "results.json", results)
+    config = replace(config, results=results)
+    save_bundle(out, config, model, tokenizer_file.read_text(encoding="utf-8"), model_card(config))
+    print(json.dumps(results, indent=1), flush=True)
