@@ -1,7 +1,7 @@
 """Builds the label-and-tissue atlas of the synthetic cohort from the sample scan; the patient's own nodule is painted out.
 
 Run once by a maintainer: `python training/make_atlas.py --ct CT --mask MASK --structures CSV --out VelvetMedLib/assets/atlas`.
-The scan ends at mid-kidney. Below its last slice the lowest 50 mm are unfolded downwards (mirror, then repeat), which closes
+The scan ends at mid-kidney. Below its last slice the lowest 60 mm are unfolded downwards (mirror, then repeat), which closes
 the kidneys and carries spine, great vessels, muscles and skin on; what must not repeat is relabelled as bowel or muscle,
 and a plain pelvis is added, so that a network also meets bones and muscles that have no label.
 """
@@ -182,19 +182,20 @@ def add_shoulder_caps(tissue: Labels, parts: Labels, hu: Array, lo: tuple[float,
 
 
 def extend_down(tissue: Labels, parts: Labels, hu: Array, lo_s: float, rng: np.random.Generator) -> tuple[Labels, Labels, Array]:
-    """Unfolds the lowest 51 mm downwards (mirror, then again in order) and relabels what must not come twice."""
+    """Unfolds the lowest 60 mm downwards (mirror, then again in order) and relabels what must not come twice."""
     steps = int(EXTENSION_MM / SPACING_MM)
-    fold = int(51 / SPACING_MM)
+    fold = int(60 / SPACING_MM)
     depth = np.arange(1, steps + 1)
     phase = depth % (2 * fold)
     source = np.where(phase <= fold, phase, 2 * fold - phase)
     new_tissue, new_parts, new_hu = tissue[source].copy(), parts[source].copy(), hu[source].copy()
     depth_mm = (depth * SPACING_MM)[:, None, None] + np.zeros(new_hu.shape, np.float32)
     kidney = np.isin(new_parts, (2, 3))
-    gone = np.isin(new_parts, (LIVER, 6, 7, 8, 9, 64, 10, 11, 12, 13, 14, 1)) | (kidney & (depth_mm > 57))
+    gone = np.isin(new_parts, (LIVER, 6, 7, 8, 9, 64, 10, 11, 12, 13, 14, 1)) | (kidney & (depth_mm > 63))
     new_parts[gone] = BOWEL
-    gut = rng.normal(0, 1, tuple(n // 4 + 2 for n in new_hu.shape))
-    gut = gut.repeat(4, 0).repeat(4, 1).repeat(4, 2)[: new_hu.shape[0], : new_hu.shape[1], : new_hu.shape[2]]
+    smooth = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(rng.normal(0, 1, new_hu.shape)), 2.6)
+    gut = sitk.GetArrayFromImage(smooth)
+    gut /= gut.std()
     new_tissue[gone] = np.where(gut > 0.9, T["fat_visceral"], np.where(gut < -0.9, T["bowel_content"], T["bowel_wall"]))[gone]
     new_parts[gone & (gut > 0.9)] = 0
     new_hu[gone] = (np.where(gut > 0.9, -100.0, np.where(gut < -0.9, 5.0, 45.0)) + rng.normal(0, 14, gut.shape))[gone]

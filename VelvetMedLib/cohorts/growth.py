@@ -1,0 +1,187 @@
+"""Findings of size and shape: heart, aorta, spleen and vertebral bodies change locally; liver fat changes density.
+
+Everyone gets a draw: normal bodies from the normal range, affected ones from a range that begins below the threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from VelvetMedLib.cohorts.anatomy import COARSE_MM, Body, Growth
+from VelvetMedLib.cohorts.atlas import Atlas, Field
+from VelvetMedLib.cohorts.canvas import Floats, log_uniform
+from VelvetMedLib.reports.ontology import VERTEBRAL_LEVELS
+
+# Points on the axis of the atlas's aorta (S, A, R in mm).
+AORTIC_POINTS: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "ascending_aorta": ((-135.0, 27.0, 1.0), (-120.0, 26.0, 2.0)),
+    "aortic_arch": ((-92.0, 4.0, -14.0),),
+    "descending_thoracic_aorta": ((-140.0, -37.0, -28.0), (-170.0, -43.0, -27.0), (-200.0, -41.0, -23.0)),
+    "abdominal_aorta": ((-285.0, -7.0, -27.0), (-320.0, 6.0, -26.0)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """One vertebral body loses height; everything above comes down with it, and the loss is made up over 90 mm."""
+
+    center_sar: tuple[float, float, float]
+    height_mm: float
+    loss: float
+    radius_mm: float = 34.0
+
+    def apply(self, points: Field) -> None:
+        """Moves source points in place (S only)."""
+        s, a, r = (points[axis] - np.float32(self.center_sar[axis]) for axis in range(3))
+        share = np.exp(np.float32(-0.5 / self.radius_mm**2) * (a**2 + r**2)) * np.float32(self.loss)
+        height = np.float32(self.height_mm)
+        bottom = s + height / 2  # mm above the lower end plate
+        squeezed = np.clip(bottom, 0, height * (1 - share)) * (share / (1 - share))
+        above = np.maximum(bottom - height * (1 - share), 0)
+        points[0] += squeezed * np.clip(1 - above / np.float32(90.0), 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapePlan:
+    """Local changes for one case, applied on its own grid, and what they aim at."""
+
+    growths: tuple[Growth | Compression, ...]
+    level: str | None
+    liver_minus_spleen_hu: float
+
+
+def _in_view(body: Body, point: tuple[float, float, float] | Floats, low: Floats, high: Floats, margin: float) -> bool:
+    at = body.forward(np.asarray(point, np.float32))
+    return bool((at > low + margin).all() and (at < high - margin).all())
+
+
+def _scale_at(body: Body, point: tuple[float, float, float] | Floats, axes: tuple[int, ...]) -> float:
+    """How much longer the case is than the atlas around an atlas point, along some axes (geometric mean)."""
+    distance = sum((body.source[axis] - np.float32(point[axis])) ** 2 for axis in range(3))
+    at = np.array(np.unravel_index(int(distance.argmin()), distance.shape))
+    at = np.clip(at, 1, np.array(distance.shape) - 2)
+    slopes = []
+    for axis in axes:
+        before, after = at.copy(), at.copy()
+        before[axis] -= 1
+        after[axis] += 1
+        change = self_distance(body.source, before, after)
+        slopes.append(2 * COARSE_MM / max(change, 1.0))
+    return float(np.prod(slopes) ** (1 / len(slopes)))
+
+
+def self_distance(source: Field, before: np.ndarray, after: np.ndarray) -> float:
+    """Distance in the atlas between two coarse points of the case."""
+    delta = source[:, after[0], after[1], after[2]] - source[:, before[0], before[1], before[2]]
+    return float(np.sqrt((delta**2).sum()))
+
+
+def _gain(half_now: float, half_wanted: float, radius: float) -> float:
+    """The gain that brings a boundary from `half_now` to `half_wanted` from the centre (both in the atlas's mm)."""
+    weight = np.exp(-0.5 * (half_wanted / radius) ** 2)
+    return float(np.clip((half_now / half_wanted - 1.0) / weight, -0.93, 1.0))
+
+
+def heart_growth(atlas: Atlas, rng: np.random.Generator, affected: bool) -> Growth:
+    """The heart's width times 1.0 to 1.7, else 0.84 to 1.06."""
+    factor = float(rng.uniform(1.05, 1.75)) if affected else float(rng.uniform(0.84, 1.04))
+    center = atlas.centers_sar["heart"]
+    half = 55.0
+    radius = half * max(factor, 1.0) * 1.15
+    return Growth(
+        center_sar=(float(center[0]), float(center[1]), float(center[2])),
+        gain=_gain(half, half * factor, radius),
+        radius_mm=radius,
+        axes=(0.75, 0.9, 1.0),
+    )
+
+
+def aortic_growth(body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> Growth | None:
+    """A stretch of the aorta in view brought to a drawn diameter: 36 to 78 mm, else 20 to 34 mm."""
+    wanted = log_uniform(rng, 37.0, 78.0) if affected else float(rng.uniform(20.0, 33.0))
+    order = rng.permutation(len(AORTIC_POINTS))
+    pick = rng.uniform()
+    for index in order:
+        points = list(AORTIC_POINTS.values())[int(index)]
+        seen = [p for p in points if _in_view(body, p, low, high, 14.0)]
+        if not seen:
+            continue
+        point = seen[int(pick * len(seen))]
+        site = list(AORTIC_POINTS)[int(index)]
+        now = {"ascending_aorta": 31.0, "aortic_arch": 27.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 19.0}[site]
+        target = wanted / _scale_at(body, point, (1, 2))
+        radius = max(0.62 * target, 15.0)
+        return Growth(
+            center_sar=point, gain=_gain(now / 2, target / 2, radius), radius_mm=radius, axes=(0.25, 1.0, 1.0), radii_ratio=(1.7, 1.0, 1.0)
+        )
+    return None
+
+
+def spleen_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Growth:
+    """The spleen brought to a drawn length: 108 to 215 mm, else 70 to 116 mm."""
+    wanted = float(rng.uniform(112.0, 215.0)) if affected else float(rng.uniform(72.0, 114.0))
+    box_low, box_high = atlas.boxes_sar["spleen"]
+    center = atlas.centers_sar["spleen"]
+    now = float(box_high[0] - box_low[0])
+    target = wanted / _scale_at(body, center, (0,))
+    radius = max(target / 2, 40.0) * 1.1
+    gain = _gain(now / 2, target / 2, radius)
+    return Growth(center_sar=(float(center[0]) + 8.0, float(center[1]), float(center[2])), gain=gain, radius_mm=radius, axes=(1.0, 0.6, 0.6))
+
+
+def compression(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> tuple[Compression | None, str | None]:
+    """One level in view with both neighbours, losing 12 to 62 % of its height, else about nothing."""
+    loss = float(rng.uniform(0.14, 0.62)) if affected else float(rng.uniform(-0.02, 0.04))
+    pick = rng.uniform()
+    levels = [x for x in VERTEBRAL_LEVELS if x in atlas.body_centers_sar]
+    seen = [x for x in levels if _in_view(body, atlas.body_centers_sar[x], low, high, 6.0)]
+    inner = [x for x in seen if x not in ("T1", "T2", "T3", "L5") and levels[levels.index(x) - 1] in seen and levels[levels.index(x) + 1] in seen]
+    if not inner:
+        return None, None
+    level = inner[int(pick * len(inner))]
+    s, a, r = (float(x) for x in atlas.body_centers_sar[level])
+    return Compression(center_sar=(s, a, r), height_mm=atlas.body_heights_mm[level] + 3.0, loss=loss), level
+
+
+def draw_shapes(
+    atlas: Atlas, body: Body, affected: dict[str, bool], streams: dict[str, np.random.Generator], low: Floats, high: Floats
+) -> ShapePlan:
+    """All local changes of one case; `low` and `high` are the corners of what is scanned."""
+    growths: list[Growth | Compression] = [
+        heart_growth(atlas, streams["cardiomegaly"], affected["cardiomegaly"]),
+        spleen_growth(atlas, body, streams["splenomegaly"], affected["splenomegaly"]),
+    ]
+    aorta = aortic_growth(body, streams["aortic_dilatation"], affected["aortic_dilatation"], low, high)
+    if aorta is not None:
+        growths.append(aorta)
+    squeezed, level = compression(atlas, body, streams["vertebral_compression"], affected["vertebral_compression"], low, high)
+    if squeezed is not None:
+        growths.append(squeezed)
+    fat = streams["hepatic_steatosis"]
+    difference = float(fat.uniform(-60.0, -3.0)) if affected["hepatic_steatosis"] else float(fat.uniform(-4.0, 16.0))
+    return ShapePlan(growths=tuple(growths), level=level, liver_minus_spleen_hu=difference)
+
+
+def apply_locally(change: Growth | Compression, points: Field) -> None:
+    """Applies a change only where it reaches: a block of the grid around its centre."""
+    if isinstance(change, Growth):
+        reach = [3.2 * change.radius_mm * q for q in change.radii_ratio]
+        low = [c - x for c, x in zip(change.center_sar, reach, strict=True)]
+        high = [c + x for c, x in zip(change.center_sar, reach, strict=True)]
+    else:
+        s, a, r = change.center_sar
+        wide = 3.0 * change.radius_mm
+        low, high = [s - change.height_mm, a - wide, r - wide], [s + change.height_mm + 100.0, a + wide, r + wide]
+    box: list[slice] = []
+    for axis in range(3):
+        others = tuple(n for n in range(3) if n != axis)
+        value = points[axis]
+        lines = np.flatnonzero((value.max(axis=others) >= low[axis]) & (value.min(axis=others) <= high[axis]))
+        if len(lines) == 0:
+            return
+        box.append(slice(int(lines[0]), int(lines[-1]) + 1))
+    block = np.ascontiguousarray(points[:, box[0], box[1], box[2]])
+    change.apply(block)
+    points[:, box[0], box[1], box[2]] = block
