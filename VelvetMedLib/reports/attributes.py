@@ -55,6 +55,7 @@ def _take_sites(near: str) -> tuple[list[str], str]:
 
 
 def _side(rest: str, sites: list[str]) -> Side | None:
+    rest = re.sub(r"\b(?:shift(?:ed)?|deviat\w+|displac\w+)(?: \w+){0,3} to the (?:left|right)", " ", rest)
     if _BOTH.search(rest):
         return "both"
     sides = {m.group(1) for m in re.finditer(r"\b(left|right)(?:-sided)?\b(?! (?:coronary|atri|ventric|heart|hilar node))", rest)}

@@ -33,11 +33,11 @@ FINDING_TERMS: dict[str, str] = {
         r"(?:dilated|ectatic|aneurysmal|widened|enlarged) (?:(?:thoracic|abdominal|ascending|descending) )*aort(?:a|ic arch)|\baaa\b|aneurysms?"
     ),
     "lymphadenopathy": (
-        r"(?:(?:mediastinal|hilar|thoracic|intrathoracic|paratracheal|subcarinal|or|and) )*(?:lymph)?adenopath(?:y|ies)|"
-        r"(?:(?:enlarged|pathological|pathologically enlarged|prominent|bulky|abnormal|suspicious) )+(?:(?:mediastinal|hilar|thoracic|intrathoracic|paratracheal|subcarinal|or|and) )*(?:lymph )?(?:nodes?|glands?)|"
+        r"(?:(?:mediastinal|hilar|thoracic|intrathoracic|paratracheal|subcarinal|axillary|or|and),? )*(?:lymph)?adenopath(?:y|ies)|"
+        r"(?:(?:enlarged|pathological|pathologically enlarged|prominent|bulky|abnormal|suspicious) )+(?:(?:mediastinal|hilar|thoracic|intrathoracic|paratracheal|subcarinal|axillary|supraclavicular|or|and),? )*(?:lymph )?(?:nodes?|glands?)|"
         r"(?:lymph )?nodal enlargement|(?:mediastinal |hilar )?(?:lymph )?nodes (?:are|appear) (?:\w+ly )?(?:not )?(?:\w+ly )?enlarged|enlargement of (?:the )?(?:mediastinal |hilar )*(?:lymph )?nodes"
     ),
-    "hiatal_hernia": r"hiat(?:al|us) hernias?(?:tion)?|herniation of the stomach|(?:sliding |paraesophageal |paraoesophageal )+hernias?|intrathoracic stomach|stomach herniat(?:es|ed|ing)",
+    "hiatal_hernia": r"(?:(?:sliding|paraesophageal|paraoesophageal|axial|fixed) )*hiat(?:al|us) hernias?(?:tion)?|herniation of the stomach|(?:sliding |paraesophageal |paraoesophageal )+hernias?|intrathoracic stomach|stomach herniat(?:es|ed|ing)",
     "liver_lesion": (
         r"(?:(?:focal|hypodense|hyperdense|hypoattenuating|hypervascular|low-attenuation|solid|cystic|space-occupying) )*(?:liver|hepatic) (?:lesions?|mass(?:es)?|tumou?rs?|metastas[ei]s|cysts?|nodules?)|"
         r"(?:focal |hypodense |hypoattenuating |low-attenuation |space-occupying )*(?:lesions?|mass(?:es)?|metastas[ei]s|nodules?|cysts?) (?:is |are |seen |noted |present )*(?:in|within|of) (?:the |segment \w+ of the |either |the right |the left )*(?:lobe of the )?liver|"
@@ -119,7 +119,7 @@ _NOT_SEEN_WHY = (
     r"(?:cannot|can not|could not|can't) (?:be )?(?:reliably |fully |adequately )?(?:assessed|evaluated|judged|commented on|determined)|"
     r"(?:lies?|is|are|falls?|lay|were|was|being) (?:outside|beyond) (?:of )?(?:the )?(?:field of view|scan(?:ned)?(?: range| volume| region| area)?|imaged (?:range|volume|region)|coverage)|"
     r"(?:outside|beyond) (?:of )?(?:the )?(?:field of view|scan(?:ned)?(?: range| volume| region| area)?|imaged (?:range|volume|region)|coverage)|"
-    r"(?:not|un)[ -]?(?:assessable|evaluable)|no statement (?:is possible |can be made )?(?:on|about|regarding)|excluded from the scan|cut off by the scan"
+    r"(?:not|un)[ -]?(?:assessable|evaluable)|(?:is|are) (?:\w+ )?limited (?:by|because|due|owing)|no statement (?:is possible |can be made )?(?:on|about|regarding)|excluded from the scan|cut off by the scan"
 )
 CUES: tuple[tuple[State, str, str], ...] = (
     ("not_assessed", "pre", r"\b(?:not (?:assessed|assessable|evaluated|evaluable) for|(?:cannot|could not) be (?:assessed|evaluated|judged) for|no statement (?:is possible |can be made )?(?:on|about|regarding)|"
@@ -138,7 +138,7 @@ CUES: tuple[tuple[State, str, str], ...] = (
 """(state, whether the cue stands before or after what it governs, pattern); earlier entries win where they overlap."""
 
 SCOPE_ENDS = re.compile(
-    r"[;.]|\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bwhereas\b|\bwhile\b|\bexcept\b|\bapart from\b|\baside from\b|\bother than\b|\bbesides\b|\byet\b|\bthere (?:is|are)\b|\bwith (?:a|an|the|mild|moderate|severe|small|large|adjacent|associated)\b|"
+    r";|\.(?!\d)|\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bwhereas\b|\bwhile\b|\bexcept\b|\bapart from\b|\baside from\b|\bother than\b|\bbesides\b|\byet\b|\bthere (?:is|are)\b|\bwith (?:a|an|the|mild|moderate|severe|small|large|adjacent|associated)\b|"
     r"\bwhich\b|, (?:a|an|the) |\band (?:the|a|an) |\band there\b|\bso\b|\btherefore\b|\bbecause\b|\bdue to\b|\bsince\b|\bis (?:seen|noted|present)\b(?=.*\band\b)"
 )
 """Where the scope of a negation or doubt that stands before its finding ends."""

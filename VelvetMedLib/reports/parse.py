@@ -17,7 +17,7 @@ from VelvetMedLib.reports.records import FindingRecord, State
 from VelvetMedLib.reports.sentences import is_irrelevant, split_sections, split_sentences
 
 _STRENGTH: dict[State, int] = {"present": 3, "uncertain": 2, "absent": 1, "not_assessed": 0}
-_GAP = re.compile(r"(?:, (?:and|or|nor) |,? and |,? with |; |, |,? but |,? or | without )")
+_GAP = re.compile(r"(?:, (?:and|or|nor) |,? and |,? with |; |, |,? but |,? or | without | secondary to | due to | caused by )")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,11 @@ def build_parts(record: FindingRecord, rng: np.random.Generator, *, held_out: bo
     parts = Parts()
     one, many = choose(rng, nouns_of(record.name, held_out))
     assert one is not None
-    parts.add("neg", one if many is None or rng.random() < 0.6 else many)
+    singular = many is None or rng.random() < 0.5
+    parts.add("neg", one if singular or many is None else many)
+    parts.add("neg_be", "is" if singular else "are")
+    parts.add("negp", many or one)
+    parts.add("negp_be", "is" if many is None else "are")
     organ, organ_be = spec["organ"]
     parts.add("organ", organ)
     parts.add("organ_be", organ_be)
@@ -145,6 +149,7 @@ def _noun_phrase(
         core, place_said_in_np = core + tail, ()
     parts.add("np", core, *said, *place_said_in_np)
     parts.add("np_plain", re.sub(r"\b(?:left-sided|right-sided|left|right|bilateral) ", "", core), *(s for s in said if s != "side"))
+    parts.add("bare", re.sub(r"^an? ", "", core), *said, *place_said_in_np)
     parts.add("be", "are" if plural else "is")
     parts.add("place", place, *(place_said if place else ()))
     if place:
@@ -211,6 +216,9 @@ def render_template(template: str, parts: Parts, rng: np.random.Generator) -> tu
             continue
         said += parts.said[name]
         text = text.replace("{" + token + "}", parts.words[name])
+    # A noun phrase that ends in ", the largest measuring [SIZE]" can only end the sentence.
+    if "{np}" in template and f", the largest measuring {SIZE}" in parts.words.get("np", "") and not re.search(r"\{np\}(\{place\})?\.$", template):
+        return None
     # The same size twice in one sentence is a slip of the template, not of the record.
     if text.count(SIZE) > 1:
         return None

@@ -69,8 +69,6 @@ def write_sentence(record: FindingRecord, rng: np.random.Generator, style: str, 
         rendered = render_template(frames["held_out" if held_out_wording else "full"][0], parts, rng)
         assert rendered is not None
     slotted, said = rendered
-    if style == "terse" and rng.random() < 0.5:
-        slotted = slotted.rstrip(".") + "."
     text = fill_slots(slotted, record, rng=rng)
     return ProseSentence(text, slotted, record.name, record.state, (record.name,), said)
 
@@ -197,13 +195,12 @@ class _Writer:
 
     def _list_absent(self, names: list[str]) -> ProseSentence:
         key = ("held_out_" if self.held_out else "") + ("two" if len(names) == 2 else "three")
-        words = []
-        for name in names:
-            one, many = choose(self.rng, nouns_of(name, self.held_out))
-            words.append(one if many is None or self.rng.random() < 0.6 else many)
         text = str(choose(self.rng, self.book["absent_lists"][key]))
-        for slot, word in zip("abc", words, strict=False):
-            text = text.replace("{" + slot + "}", word).replace("{" + slot.upper() + "}", capitalise(word))
+        for slot, name in zip("abc", names, strict=False):
+            one, many = choose(self.rng, nouns_of(name, self.held_out))
+            words = {slot: one, slot + "s": many or one}
+            for token, word in words.items():
+                text = text.replace("{" + token + "}", word).replace("{" + capitalise(token) + "}", capitalise(word))
         return ProseSentence(text, text, names[0], "absent", tuple(names))
 
     def _not_assessed(self, section: str, here: list[str], names: list[str]) -> list[ProseSentence]:
