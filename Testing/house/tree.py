@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,12 @@ def text_of(path: Path) -> str | None:
 
 @cache
 def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
+    # Python 3.11's parser fails if the garbage collector runs somebody's finaliser in the midst of it.
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True)

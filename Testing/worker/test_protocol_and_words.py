@@ -135,15 +135,17 @@ def test_a_handler_that_cannot_be_understood_ends_in_an_error_not_in_silence():
 
     read_end, write_end = os.pipe()
     stdout = io.BytesIO()
-    thread = threading.Thread(target=lambda: serve({"hello": handler}, os.fdopen(read_end, "rb"), stdout))
-    thread.start()
-    with os.fdopen(write_end, "wb") as requests:
+    with os.fdopen(read_end, "rb") as stdin, os.fdopen(write_end, "wb") as requests:
+        thread = threading.Thread(target=serve, args=({"hello": handler}, stdin, stdout))
+        thread.start()
         requests.write(Request(id=1, verb="hello").encode())
         requests.flush()
         end = time.monotonic() + 5
         while b'"error"' not in stdout.getvalue() and time.monotonic() < end:
             time.sleep(0.01)
-    thread.join(5)
+        requests.close()
+        thread.join(5)
+        time.sleep(0.01)  # The reading thread has seen the end before its stream is closed.
     assert decode_reply(stdout.getvalue().splitlines()[-1]).data["code"] == "internal"
 
 
