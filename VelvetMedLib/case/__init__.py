@@ -1,1 +1,37 @@
-"""The Case folder and the measurements in it."""
+"""The Case folder: what an analysis found, how it is measured, written, read and checked. Standard library, numpy, SimpleITK."""
+
+from VelvetMedLib.case.markdown import report_markdown
+from VelvetMedLib.case.schema import (
+    SCHEMA_VERSION,
+    Answer,
+    Case,
+    CaseFinding,
+    CaseInput,
+    CaseModel,
+    Link,
+    Report,
+    Section,
+    Segment,
+    Sentence,
+)
+from VelvetMedLib.case.store import case_to_json, read_case, read_segmentation, update_case, write_case
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Answer",
+    "Case",
+    "CaseFinding",
+    "CaseInput",
+    "CaseModel",
+    "Link",
+    "Report",
+    "Section",
+    "Segment",
+    "Sentence",
+    "case_to_json",
+    "read_case",
+    "read_segmentation",
+    "report_markdown",
+    "update_case",
+    "write_case",
+]

@@ -1,0 +1,217 @@
+"""What a Case holds: segments, findings, a draft report, answers, and how they came about. One schema for every reader."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from VelvetMedLib import DRAFT_DISCLAIMER
+from VelvetMedLib.case.records import Record
+from VelvetMedLib.reports.ontology import Code
+from VelvetMedLib.reports.records import Severity, Side, State
+from VelvetMedLib.shapes import IntTriple, Triple
+
+if TYPE_CHECKING:
+    from VelvetMedLib.ct import Volume
+
+SCHEMA_VERSION = 1
+_Row = tuple[float, float, float, float]
+_LOOKS_LIKE_PATH = re.compile(r"(?:^|[\s\"'=(:])(?:/[\w.~-]+/[\w.~-]+|[A-Za-z]:\\|\\\\\w|~/)|\bfile://")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link(Record):
+    """Where in the patient something is seen: a point in RAS mm to go to, and where there is one the box around it.
+
+    label: label of the segment or lesion channel in `segmentation.nii.gz`.
+    """
+
+    kind: Literal["segment", "lesion", "point"]
+    center_ras_mm: Triple
+    label: int | None = None
+    box_ras_mm: tuple[Triple, Triple] | None = None
+
+    def check(self) -> None:
+        if self.box_ras_mm is not None and any(lo > hi for lo, hi in zip(*self.box_ras_mm, strict=True)):
+            raise ValueError("Link.box_ras_mm: the first corner must be the lower one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Record):
+    """One label of `segmentation.nii.gz`. truncated: it touches the border of what was scanned (partly outside it)."""
+
+    label: int
+    name: str
+    display: str
+    code: Code
+    color: tuple[int, int, int]
+    kind: Literal["organ", "lesion"]
+    volume_ml: float
+    mean_hu: float | None = None
+    truncated: bool = False
+    center_ras_mm: Triple
+    box_ras_mm: tuple[Triple, Triple]
+
+    def check(self) -> None:
+        if not 0 < self.label < 256 or any(not 0 <= c <= 255 for c in self.color) or self.volume_ml < 0:
+            raise ValueError(f"Segment {self.name}: label, colour or volume out of range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFinding(Record):
+    """One finding. probability: calibrated, None where not assessed. value, unit: the measurement its state rests on.
+    reason: why it is not assessed."""
+
+    name: str
+    display: str
+    state: State
+    probability: float | None = None
+    side: Side | None = None
+    site: str | None = None
+    size_mm: float | None = None
+    count: int | None = None
+    severity: Severity | None = None
+    value: float | None = None
+    unit: str | None = None
+    volume_ml: float | None = None
+    reason: str | None = None
+    link: Link | None = None
+
+    def check(self) -> None:
+        _check_share(self.probability, f"probability of {self.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence(Record):
+    """One sentence of the draft. support: 0 to 1, how far the image evidence bears it out. Without a link and without
+    support it has no image evidence and must be shown so. finding and state are None for sentences about none."""
+
+    text: str
+    state: State | None = None
+    support: float | None = None
+    finding: str | None = None
+    link: Link | None = None
+
+    def check(self) -> None:
+        _check_share(self.support, "support of a sentence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section(Record):
+    """A titled part of the draft."""
+
+    title: str
+    sentences: tuple[Sentence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """The draft report in one writing style."""
+
+    style: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Record):
+    """A question that was put to the case, with its answer."""
+
+    question: str
+    answer: str
+    confidence: float | None = None
+    finding: str | None = None
+    link: Link | None = None
+    created: str
+
+    def check(self) -> None:
+        _check_share(self.confidence, "confidence of an answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseInput(Record):
+    """The scan, by geometry and hash alone: no name, identifier, date or path. kind: dicom, nifti, nrrd or array."""
+
+    kind: str
+    shape_kji: IntTriple
+    ijk_to_ras: tuple[_Row, _Row, _Row, _Row]
+    spacing_mm: Triple
+    sha256: str
+
+    @classmethod
+    def of(cls, volume: Volume) -> CaseInput:
+        """The description of a volume; of its provenance only the kind of source is taken."""
+        return cls(
+            kind=str(volume.provenance.get("source", "array")),
+            shape_kji=volume.shape_kji,
+            ijk_to_ras=volume.ijk_to_ras.tolist(),
+            spacing_mm=volume.spacing_mm,
+            sha256=volume.sha256(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseModel(Record):
+    """The bundle that made the case."""
+
+    id: str
+    version: str
+    sha256: str
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Record):
+    """Everything that one analysis found. timings: seconds by stage. run: versions, device and parameters.
+    files: what stands in the folder beside `case.json`, name to {sha256, bytes}; filled in by `write_case`."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    created: str
+    disclaimer: str = DRAFT_DISCLAIMER
+    input: CaseInput
+    model: CaseModel
+    segments: tuple[Segment, ...] = ()
+    findings: tuple[CaseFinding, ...] = ()
+    report: Report | None = None
+    answers: tuple[Answer, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    run: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"Case.schema_version: {self.schema_version} is not {SCHEMA_VERSION}")
+        if self.disclaimer != DRAFT_DISCLAIMER:
+            raise ValueError("Case.disclaimer: the wording may not be changed")
+        for what, names in (("label", [s.label for s in self.segments]), ("finding", [f.name for f in self.findings])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"Case: a {what} occurs twice")
+        # A path can carry a patient's name; none belongs into a case.
+        for text in (*self.warnings, *_strings(self.run)):
+            if _LOOKS_LIKE_PATH.search(text):
+                raise ValueError("Case: a warning or a run entry contains a file path")
+
+    def segment(self, label: int) -> Segment | None:
+        """The segment with a label, None where there is none."""
+        return next((s for s in self.segments if s.label == label), None)
+
+    def finding(self, name: str) -> CaseFinding | None:
+        """The finding of a name, None where there is none."""
+        return next((f for f in self.findings if f.name == name), None)
+
+
+def _check_share(value: float | None, what: str) -> None:
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise ValueError(f"{what} must be between 0 and 1, got {value}")
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [s for item in value.values() for s in _strings(item)]
+    if isinstance(value, (list, tuple)):
+        return [s for item in value for s in _strings(item)]
+    return []
