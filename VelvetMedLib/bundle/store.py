@@ -197,39 +197,24 @@ def verify_bundle(folder: Path | str) -> BundleConfig:
 
 def load_bundle(path_or_name: Path | str = "demo", *, device: str = "cpu") -> Bundle:
     """A bundle by folder or by the name that the catalogue lists. Verified first; nothing is loaded from a bad one."""
+    import torch
     from safetensors.torch import load_file
 
     from VelvetMedLib.bundle.catalogue import locate
     from VelvetMedLib.models.text import ReportTokenizer
+    from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
 
     folder = locate(path_or_name)
     config = verify_bundle(folder)
     digest = file_sha256(folder / CONFIG_FILE)
-    model = _empty_model(config)
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in load_file(str(folder / WEIGHTS_FILE)).items()}
-    model = model.to_empty(device="cpu")
-    _restore_plain_buffers(model, config)
+    with torch.random.fork_rng(devices=[]):
+        # Built on the CPU, not on "meta": buffers that are computed and not stored must be computed.
+        model = VelvetModel(ModelConfig.from_dict(config.architecture))
     model.load_state_dict(tensors, strict=True)
     model.requires_grad_(False)
     tokenizer = ReportTokenizer(folder / TOKENIZER_FILE)
     return Bundle(config, model.to(device).eval(), tokenizer, digest, device)
-
-
-def _restore_plain_buffers(model: VelvetModel, config: BundleConfig) -> None:
-    """Buffers that are computed, not learned, are in no file: take them from a freshly built model."""
-    import torch
-
-    from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
-
-    kept = set(model.state_dict())
-    computed = [name for name, _ in model.named_buffers() if name not in kept]
-    if not computed:
-        return
-    with torch.random.fork_rng(devices=[]):
-        fresh = dict(VelvetModel(ModelConfig.from_dict(config.architecture)).named_buffers())
-    buffers = dict(model.named_buffers())
-    for name in computed:
-        buffers[name].copy_(fresh[name])
 
 
 def save_bundle(

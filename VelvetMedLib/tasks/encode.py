@@ -69,12 +69,6 @@ def encode(
     return encoding
 
 
-def remember(encoding: Encoding) -> None:
-    """Put a whole encoding read from a Case into memory, so that it is not computed again."""
-    with _lock:
-        _cache.setdefault((encoding.volume_sha256, encoding.encoding_key), encoding)
-
-
 def forget_encodings() -> None:
     """Empty the memory of encodings (the worker's `close`, tests)."""
     with _lock:
@@ -132,7 +126,7 @@ def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
         return [0]
     count = int(np.ceil((size - tile) / (tile * (1.0 - overlap)))) + 1
     # Even, so that the half-resolution features of neighbouring tiles lie on one lattice.
-    return [int(round(n * (size - tile) / (count - 1) / 2)) * 2 for n in range(count)]
+    return [round(n * (size - tile) / (count - 1) / 2) * 2 for n in range(count)]
 
 
 def _gaussian(shape: Sequence[int]) -> NDArray[np.float32]:
@@ -147,7 +141,7 @@ def _gaussian(shape: Sequence[int]) -> NDArray[np.float32]:
 def sweep(
     view: FineView, bundle: Bundle, precision: str = "fp32", run: Run | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-    """Run the fine network over all tiles. Returns quantised organ [33, X, Y, Z] and lesion [17, X, Y, Z] probabilities and features [48, X/2, ...].
+    """Run the fine network over all tiles: quantised organ [33, X, Y, Z] and lesion [17, X, Y, Z] probabilities, features [48, X/2, ...].
 
     Overlapping tiles are averaged as probabilities with Gaussian weights into accumulators that are allocated once.
     """
@@ -203,7 +197,9 @@ def _sweep_tiles(
     return _finished(organs, lesions, (sums[2].float() / half_total).numpy(), shape)
 
 
-def _run_tile(net: Any, hu: NDArray[np.float32], windows: Any, device: str, precision: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _run_tile(
+    net: Any, hu: NDArray[np.float32], windows: Any, device: str, precision: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(organ probabilities, lesion probabilities, features) of one tile, float32 on the CPU."""
     import torch
 

@@ -107,9 +107,7 @@ def _lacks(part: str) -> Any:
 
 def fine_maps(fine: FinePart, features_cxyz: NDArray[np.float32]) -> FineMaps:
     """The pooling input of a fine part."""
-    return FineMaps(
-        fine.organs_xyz, fine.lesions_cxyz, features_cxyz, fine.hu_xyz, fine.grid.ijk_to_ras, fine.body_box_ras, fine.in_view
-    )
+    return FineMaps(fine.organs_xyz, fine.lesions_cxyz, features_cxyz, fine.hu_xyz, fine.grid.ijk_to_ras, fine.body_box_ras, fine.in_view)
 
 
 def save_encoding(path: Path | str, encoding: Encoding) -> Path:
@@ -209,9 +207,7 @@ def _assemble(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
         view_spacing_mm=(x, y, z),
         view_ijk_to_ras=np.asarray(facts["view_ijk_to_ras"], np.float64),
     )
-    reading = Reading(
-        memory=t["memory"], memory_mask=t["memory_mask"].astype(bool), study=t["study"], region_vectors=t["region_vectors"]
-    )
+    reading = Reading(memory=t["memory"], memory_mask=t["memory_mask"].astype(bool), study=t["study"], region_vectors=t["region_vectors"])
     return Encoding(
         volume_sha256=facts["volume_sha256"],
         encoding_key=facts["encoding_key"],

@@ -5,7 +5,7 @@ Every number comes from `case.measure` on the fine grid, as the synthetic cohort
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,14 +18,22 @@ from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.encoding import FinePart
 from VelvetMedLib.tasks.tokens import LesionMeta, border_shell, components, threshold_bytes
 
-LEAST_SEEN_ML = {
-    "liver": 250.0, "spleen": 40.0, "kidney_right": 35.0, "kidney_left": 35.0, "heart": 120.0, "aorta": 25.0, "stomach": 25.0,
-    "esophagus": 3.0, "trachea": 4.0, "vertebrae": 40.0,
+TYPICAL_ML = {
+    "liver": 1400.0, "spleen": 180.0, "kidney_right": 150.0, "kidney_left": 150.0, "heart": 600.0, "aorta": 200.0, "stomach": 200.0,
+    "esophagus": 30.0, "trachea": 30.0, "vertebrae": 700.0, "lung_upper_lobe_left": 1000.0, "lung_lower_lobe_left": 900.0,
+    "lung_upper_lobe_right": 900.0, "lung_middle_lobe_right": 400.0, "lung_lower_lobe_right": 1000.0,
 }  # fmt: skip
-"""About a quarter of an adult's organ: below it a structure counts as outside the field of view."""
-LEAST_LUNGS_ML = 500.0
+"""Round figures for an adult, against which it is judged how much of a cut-off structure is in view."""
+NEEDED_SHARE = {"aorta": 0.2, "vertebrae": 0.12, "trachea": 0.5, "esophagus": 0.4, "stomach": 0.4, "heart": 0.6, "liver": 0.5,
+                "spleen": 0.6, "kidney_right": 0.6, "kidney_left": 0.6}  # fmt: skip
+"""Share of the typical volume that must be in view of a structure which meets the border; lobes: `NEEDED_LOBE_SHARE`."""
+NEEDED_LOBE_SHARE = 0.35
+LEAST_SHARE = 0.12
+"""A structure that does not meet the border may be this small and still count as seen (shrunken, or partly consolidated)."""
 BOTH_SIDES_SHARE = 0.15
 """A finding is on both sides when the smaller side holds at least this share of its volume."""
+KIDNEYS = ("kidney_right", "kidney_left")
+KIDNEY_LESIONS = ("renal_cyst", "kidney_stone", "hydronephrosis")
 BRIDGE_VOXELS = 3
 """How far outside an organ a lesion may lie and still be placed in it."""
 
@@ -39,7 +47,7 @@ class Component:
     long_mm: float
     short_mm: float
     side: Side | None
-    site: str | None
+    home: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +106,22 @@ class Evidence:
         organs = self.fine.organs_kji
         return organs == labels[0] if len(labels) == 1 else np.isin(organs, labels)
 
+    def seen(self, name: str) -> bool:
+        """Whether enough of a structure lies within the field of view."""
+        typical = TYPICAL_ML.get(name, 0.0)
+        needed = NEEDED_LOBE_SHARE if name in LUNG_LOBES else NEEDED_SHARE.get(name, 0.5)
+        return self.volume_ml(name) >= max(typical * (needed if self.truncated(name) else LEAST_SHARE), 1e-9)
+
     def out_of_view(self, finding: Finding) -> str | None:
         """Why the field of view does not allow this finding to be assessed, or None."""
         lobes = [name for name in finding.requires if name in LUNG_LOBES]
-        if lobes and sum(self.volume_ml(name) for name in lobes) < LEAST_LUNGS_ML:
+        if lobes and sum(self.seen(name) for name in lobes) < min(len(lobes), 4):
             return "the lungs are not covered by this scan"
         others = [name for name in finding.requires if name not in LUNG_LOBES]
-        unseen = [name for name in others if self.volume_ml(name) < LEAST_SEEN_ML.get(name, 1.0)]
-        # Of a pair (the kidneys) one is enough: the other may have been removed.
-        paired = {name.rsplit("_", 1)[0] for name in others if name.endswith(("_left", "_right"))}
-        if len(paired) == 1 and len(unseen) < len(others):
-            return None
-        if not unseen:
+        unseen = [name for name in others if not self.seen(name)]
+        # Of a pair (the kidneys) one is enough, if the other is absent and not cut off: it may have been removed.
+        pair = len(others) == 2 and len({name.rsplit("_", 1)[0] for name in others}) == 1
+        if not unseen or (pair and len(unseen) == 1 and not self.truncated(unseen[0])):
             return None
         names = [ontology().structure(name).display for name in unseen]
         return f"the {' and the '.join(names)} {'is' if len(names) == 1 else 'are'} not covered by this scan"
@@ -132,29 +144,30 @@ class Evidence:
                 mask[place] = part
                 break
         axes = measure.axial_axes(mask.transpose(2, 1, 0), self._crop_grid(meta.first_xyz, mask.shape))
-        site = self._lobe(meta, mask)
-        side = ontology().site_side(site) or ("left" if meta.center_ras_mm[0] < self.midline_mm else "right")
-        return Component(meta, mask, axes.long_mm, axes.short_mm, side, site)
+        home = self._home(meta, mask)
+        side: Side = "left" if meta.center_ras_mm[0] < self.midline_mm else "right"
+        if home is not None:
+            side = "left" if home.endswith("_left") else "right"
+        return Component(meta, mask, axes.long_mm, axes.short_mm, side, home)
 
     def _crop_grid(self, first: tuple[int, ...], shape: tuple[int, ...]) -> Grid:
         affine = np.array(self.fine.grid.ijk_to_ras)
         affine[:3, 3] += affine[:3, :3] @ np.array(first, np.float64)
         return Grid((shape[2], shape[1], shape[0]), affine)
 
-    def _lobe(self, meta: LesionMeta, mask: NDArray[np.bool_]) -> str | None:
-        """The lobe that holds most of a component, or most of its surroundings."""
-        wide = tuple(
-            slice(max(a - BRIDGE_VOXELS, 0), b + BRIDGE_VOXELS) for a, b in zip(meta.first_xyz, meta.stop_xyz, strict=True)
-        )
+    def _home(self, meta: LesionMeta, mask: NDArray[np.bool_]) -> str | None:
+        """The lobe or kidney that holds most of a component, or, if none touches it, most of its surroundings."""
+        among = KIDNEYS if ontology().lesions[meta.channel].name in KIDNEY_LESIONS else LUNG_LOBES
+        wide = tuple(slice(max(a - BRIDGE_VOXELS, 0), b + BRIDGE_VOXELS) for a, b in zip(meta.first_xyz, meta.stop_xyz, strict=True))
         around = self.fine.organs_xyz[wide]
         inside = np.zeros(around.shape, bool)
         offset = tuple(a - w.start for a, w in zip(meta.first_xyz, wide, strict=True))
         inside[tuple(slice(o, o + n) for o, n in zip(offset, mask.shape, strict=True))] = mask
-        labels = [ontology().structure(name).label for name in LUNG_LOBES]
+        labels = [ontology().structure(name).label for name in among]
         for part in (around[inside], around):
             counts = [int((part == label).sum()) for label in labels]
             if max(counts) > 0:
-                return LUNG_LOBES[int(np.argmax(counts))]
+                return among[int(np.argmax(counts))]
         return None
 
     def segment_link(self, finding: Finding) -> Link | None:
@@ -178,6 +191,11 @@ class Evidence:
         point = inside_point(component.mask.transpose(2, 1, 0), grid)
         return Link(kind="lesion", label=101 + meta.channel, center_ras_mm=point, box_ras_mm=meta.box_ras_mm)
 
+    def _pleural(self) -> NDArray[np.bool_]:
+        channels = [ontology().lesion(name).channel for name in ("pleural_effusion", "pneumothorax")]
+        hit = (self.fine.lesions_cxyz[channels] >= self._lowest[channels][:, None, None, None]).any(0)
+        return hit.transpose(2, 1, 0)
+
     def measure(self, finding: Finding) -> Measured:
         """Everything that can be measured of a finding."""
         if finding.lesion is None or finding.measure.quantity == "aortic_diameter_mm":
@@ -187,35 +205,32 @@ class Evidence:
     def _measure_lesions(self, finding: Finding) -> Measured:
         assert finding.lesion is not None
         parts = self.components(ontology().lesion(finding.lesion).channel)
-        quantity = finding.measure.quantity
+        if finding.name == "lung_nodule":
+            # As in the cohort's truth: what is certainly a mass is not also a nodule.
+            limit = ontology().finding("lung_mass").measure.present_from or 0.0
+            parts = tuple(c for c in parts if c.long_mm < limit)
         if not parts:
             return Measured()
-        least = finding.measure.absent_below or 0.0
-        largest = max(parts, key=lambda c: c.long_mm) if finding.sized else parts[0]
+        quantity, least = finding.measure.quantity, finding.measure.absent_below or 0.0
         volume = sum(c.meta.volume_ml for c in parts)
         value: float | None = None
-        if quantity == "volume_ml":
+        largest, counted = parts[0], list(parts)
+        if quantity in ("longest_axial_diameter_mm", "short_axis_mm"):
+            sizes = [c.short_mm if quantity == "short_axis_mm" else c.long_mm for c in parts]
+            value = max(sizes)
+            largest = parts[int(np.argmax(sizes))]
+            counted = [c for c, size in zip(parts, sizes, strict=True) if size >= least] or [largest]
+        elif quantity == "volume_ml":
             value = volume
-        elif quantity == "longest_axial_diameter_mm":
-            value = largest.long_mm
-        elif quantity == "short_axis_mm":
-            largest = max(parts, key=lambda c: c.short_mm)
-            value = largest.short_mm
         elif quantity == "lung_fraction":
             lungs = sum(self.volume_ml(name) for name in LUNG_LOBES)
             value = min(volume / lungs, 1.0) if lungs > 0 else None
-        measured = {"longest_axial_diameter_mm": lambda c: c.long_mm, "short_axis_mm": lambda c: c.short_mm}.get(quantity)
-        counted = [c for c in parts if measured is None or measured(c) >= least] or [largest]
-        side = self._side(counted, by_count=finding.countable) if finding.sided else None
-        site = largest.site if finding.sites else None
-        if site is not None and side in ("left", "right") and ontology().site_side(site) != side:
-            site = None
         return Measured(
             value=value,
-            size_mm=(largest.short_mm if quantity == "short_axis_mm" else largest.long_mm) if finding.sized else None,
-            volume_ml=volume,
-            side=side,
-            site=site,
+            size_mm=value if finding.sized else None,
+            volume_ml=sum(c.meta.volume_ml for c in counted),
+            side=self._side(counted, by_count=finding.countable) if finding.sided else None,
+            site=largest.home if largest.home in finding.sites else None,
             count=len(counted) if finding.countable else None,
             link=self.lesion_link(largest),
         )
@@ -236,12 +251,13 @@ class Evidence:
         grid, quantity = self.fine.grid, finding.measure.quantity
         link = self.segment_link(finding)
         if quantity == "cardiothoracic_ratio":
-            ratio = measure.cardiothoracic_ratio(self.mask("heart"), self.mask(*LUNG_LOBES), grid)
+            # The chest is as wide as its pleural cavities: fluid and free air count, though they are not lung.
+            ratio = measure.cardiothoracic_ratio(self.mask("heart"), self.mask(*LUNG_LOBES) | self._pleural(), grid)
             return Measured(value=ratio, reliable=not self.truncated("heart"), link=link)
         if quantity == "liver_minus_spleen_hu":
             # A few voxels of a spleen outside the view say nothing about its attenuation.
-            seen = self.volume_ml("spleen") >= LEAST_SEEN_ML["spleen"] / 2
-            hu = measure.liver_minus_spleen_hu(self.fine.hu_kji, self.mask("liver"), self.mask("spleen")) if seen else None
+            enough = self.volume_ml("spleen") >= 0.2 * TYPICAL_ML["spleen"]
+            hu = measure.liver_minus_spleen_hu(self.fine.hu_kji, self.mask("liver"), self.mask("spleen")) if enough else None
             return Measured(value=hu, link=link)
         if quantity == "craniocaudal_length_mm":
             length = measure.craniocaudal_length_mm(self.mask("spleen"), grid) or None
@@ -251,8 +267,9 @@ class Evidence:
             aorta = measure.aortic_diameter_mm(self.mask("aorta"), grid, lungs_kji=lungs if lungs.any() else None)
             if aorta is None:
                 return Measured(link=link)
-            point = Link(kind="point", label=ontology().structure("aorta").label, center_ras_mm=aorta.center_ras, box_ras_mm=None)
-            return Measured(value=aorta.diameter_mm, size_mm=aorta.diameter_mm, site=aorta.site, link=point)
+            if link is not None:
+                link = replace(link, center_ras_mm=aorta.center_ras)
+            return Measured(value=aorta.diameter_mm, size_mm=aorta.diameter_mm, site=aorta.site, link=link)
         raise ValueError(f"no measurement for {quantity!r}")
 
 

@@ -108,9 +108,8 @@ def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evi
             facts |= {"side": measured.side, "site": measured.site, "value": None}
     if state == "absent" and not _fits(finding, state, measured):
         facts["value"] = None
-    return CaseFinding(
-        name=finding.name, display=finding.display, state=state, probability=round(probability, 4), reason=reason, link=link, **_rounded(facts)
-    )  # fmt: skip
+    facts |= {"probability": round(probability, 4), "reason": reason, "link": link}
+    return CaseFinding(name=finding.name, display=finding.display, state=state, **_rounded(facts))
 
 
 def _fits(finding: Finding, state: State, measured: Measured) -> bool:

@@ -17,7 +17,7 @@ _decided: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def choose_precision(net: nn.Module, device: str, in_channels: int) -> str:
-    """"bf16" or "fp32" for a network on a device; decided once per process and network. $VELVETMED_PRECISION overrides.
+    """ "bf16" or "fp32" for a network on a device; decided once per process and network. $VELVETMED_PRECISION overrides.
 
     The test runs a fixed 32-cubed input both ways, since bf16 convolutions have been wrong (pytorch#163539) and are slow
     where the processor lacks them. Right means: organ probabilities differ by at most 0.03.

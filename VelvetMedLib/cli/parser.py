@@ -1,0 +1,116 @@
+"""The words of the command line. Standard library only, so that `--help` is instant; a test freezes what stands here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from VelvetMedLib import RESEARCH_USE_ONLY, __version__
+from VelvetMedLib.errors import UsageError
+
+DEFAULT_BUNDLE = "demo"
+STYLES = ("structured", "narrative", "terse", "itemised")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are errors in four parts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        raise UsageError(
+            "The command line cannot be understood.",
+            found=message,
+            expected=usage,
+            next_step=f"See '{self.prog} --help'.",
+        )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole surface of `velvetmed`."""
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    model = Parser(add_help=False)
+    model.add_argument("--bundle", default=DEFAULT_BUNDLE, metavar="NAME_OR_FOLDER", help=f"model bundle (default: {DEFAULT_BUNDLE})")
+    model.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    scan = Parser(add_help=False)
+    scan.add_argument("volume", type=Path, metavar="VOLUME", help="DICOM folder, NIfTI or NRRD file")
+    scan.add_argument("--series", help="which DICOM series, by number in the list or by its UID (default: the largest CT series)")
+
+    top = Parser(prog="velvetmed", description=f"From a CT scan to segments, findings, a draft report and answers. {RESEARCH_USE_ONLY}")
+    top.add_argument("--version", action="version", version=f"velvetmed {__version__} - {RESEARCH_USE_ONLY}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+
+    def verb(name: str, text: str, *parents: Parser) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[*parents, common])
+
+    sample = verb("sample", "get the sample scan, or show where it is")
+    sample.add_argument("--no-dicom", action="store_true", help="only the NIfTI form")
+
+    cohort = verb("cohort", "make a synthetic cohort")
+    kinds = cohort.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    make = kinds.add_parser("make", help="make synthetic cases", description="Make synthetic cases.", parents=[common])
+    make.add_argument("--cases", type=_at_least_one, required=True, help="how many")
+    make.add_argument("--seed", type=int, required=True, help="the same seed makes the same cohort")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    make.add_argument("--processes", type=_at_least_one, default=1, help="how many work side by side (default: 1)")
+
+    analyze = verb("analyze", "analyse a scan into a Case folder", scan, model)
+    analyze.add_argument("--out", type=Path, required=True, metavar="CASE", help="Case folder to write")
+    analyze.add_argument("--style", choices=STYLES, default="structured", help="style of the draft report (default: structured)")
+    analyze.add_argument("--no-image", action="store_true", help="do not copy the scan into the case")
+    analyze.add_argument("--no-encoding", action="store_true", help="do not keep the encoding (ask and ground then know less)")
+
+    ask = verb("ask", "ask a question about a case", model)
+    ask.add_argument("case", type=Path, metavar="CASE")
+    ask.add_argument("question", metavar="QUESTION")
+
+    ground = verb("ground", "show where a phrase is in a case", model)
+    ground.add_argument("case", type=Path, metavar="CASE")
+    ground.add_argument("phrase", metavar="PHRASE")
+
+    index = verb("index", "index a folder of cases or scans for search", model)
+    index.add_argument("folder", type=Path, metavar="FOLDER")
+    index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="index folder to write")
+    index.add_argument("--keep-text", action="store_true", help="keep the text of the draft reports in the index")
+
+    search = verb("search", "find similar cases in an index", model)
+    search.add_argument("index", type=Path, metavar="INDEX")
+    query = search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="words to look for")
+    query.add_argument("--volume", type=Path, help="a scan to compare with")
+    query.add_argument("--case", type=Path, help="an analysed case to compare with")
+    search.add_argument("--count", type=_at_least_one, default=5, help="how many results (default: 5)")
+
+    embed = verb("embed", "write a scan's study and region vectors", scan, model)
+    embed.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
+
+    review = verb("review", "write review pages for cases")
+    review.add_argument("cases", type=Path, nargs="+", metavar="CASE")
+    review.add_argument("--out", type=Path, required=True, metavar="SITE", help="folder to write")
+
+    models = verb("models", "list, add, remove or show model bundles")
+    actions = models.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    actions.add_parser("list", help="which bundles there are", description="Which bundles there are.", parents=[common])
+    add = actions.add_parser(
+        "add", help="add a bundle from a folder or zip", description="Add a bundle from a folder or zip.", parents=[common]
+    )
+    add.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP")
+    remove = actions.add_parser("remove", help="delete an added bundle", description="Delete an added bundle.", parents=[common])
+    remove.add_argument("name", metavar="NAME")
+    card = actions.add_parser("show", help="print a bundle's model card", description="Print a bundle's model card.", parents=[common])
+    card.add_argument("name", metavar="NAME", nargs="?", default=DEFAULT_BUNDLE)
+
+    verb("doctor", "what this machine has, what is missing, what to do")
+    return top

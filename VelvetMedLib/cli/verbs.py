@@ -1,0 +1,288 @@
+"""What each verb does: read the options, call the library, print. Heavy imports happen inside the functions."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.cli import show
+from VelvetMedLib.errors import UsageError
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle import Bundle
+    from VelvetMedLib.ct import Volume
+
+
+def run(options: Namespace) -> None:
+    """Carry out the verb that was parsed."""
+    VERBS[options.verb](options)
+
+
+def _bundle(options: Namespace) -> Bundle:
+    from VelvetMedLib.bundle import load_bundle
+
+    device = str(options.device)
+    if device != "cpu":
+        import torch
+
+        kind = device.split(":")[0]
+        if kind != "cuda" or not torch.cuda.is_available():
+            raise UsageError(
+                "This device cannot be used.",
+                found=f"--device {device}" + (" without a CUDA device on this machine" if kind == "cuda" else ""),
+                expected="cpu, or cuda where there is a CUDA device",
+                next_step="Leave --device out.",
+            )
+    return load_bundle(options.bundle, device=device)
+
+
+def _volume(path: Path, series: str | None = None) -> Volume:
+    from VelvetMedLib import ct
+
+    return ct.read(path, series=int(series) if series is not None and series.isdecimal() else series)
+
+
+def _check_out(out: Path, mark: str, what: str) -> None:
+    """Refuse an output folder before the work, not after it: it must be free, empty, or an older result of the same kind."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file())):
+        raise UsageError(
+            f"The {what} cannot be written there.",
+            found="something else at the place of the output",
+            expected=f"a new or empty folder, or an older {what}",
+            next_step="Choose another --out.",
+        )
+    parent = next((p for p in (out, *out.absolute().parents) if p.exists()), None)
+    if parent is not None and not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UsageError(
+            f"The {what} cannot be written there.",
+            found="a place that is not a folder one may write to",
+            expected="a folder with permission to write",
+            next_step="Choose another --out.",
+        )
+
+
+def sample(options: Namespace) -> None:
+    from VelvetMedLib.cohorts.sample import ATTRIBUTION, get_sample
+
+    with show.progress() as progress:
+        found = get_sample(dicom=not options.no_dicom, progress=progress)
+    names = ("ct", "mask", "structures", "dicom", "xml")
+    paths = {name: str(path) for name in names if (path := getattr(found, name, None)) is not None}
+    lines = [*(f"{name:<11}{path}" for name, path in paths.items()), "", ATTRIBUTION, RESEARCH_USE_ONLY]
+    show.result(paths | {"attribution": ATTRIBUTION, "notice": RESEARCH_USE_ONLY}, "\n".join(lines), as_json=options.json)
+
+
+def cohort(options: Namespace) -> None:
+    from VelvetMedLib.cohorts import make_cohort
+
+    with show.progress() as progress:
+        make_cohort(options.out, options.cases, options.seed, options.processes, progress=progress)
+    data = {"out": str(options.out), "cases": options.cases, "seed": options.seed, "notice": RESEARCH_USE_ONLY}
+    show.result(data, f"{options.cases} synthetic cases with seed {options.seed} are in {options.out}", as_json=options.json)
+
+
+def analyze(options: Namespace) -> None:
+    from VelvetMedLib import tasks
+
+    _check_out(options.out, "case.json", "case")
+    volume = _volume(options.volume, options.series)
+    bundle = _bundle(options)
+    with show.progress() as progress:
+        case = tasks.analyze(
+            volume, bundle, out=options.out, style=options.style, progress=progress,
+            keep_image=not options.no_image, keep_encoding=not options.no_encoding,
+        )  # fmt: skip
+    states = {state: [f.display for f in case.findings if f.state == state] for state in ("present", "uncertain", "absent", "not_assessed")}
+    lines = [
+        f"The case is in {options.out}: {len(case.segments)} segments, {len(case.findings)} findings, a draft report.",
+        f"Present:      {', '.join(states['present']) or 'none of the findings looked for'}",
+        f"Uncertain:    {', '.join(states['uncertain']) or 'none'}",
+        f"Not assessed: {', '.join(states['not_assessed']) or 'none'}",
+        *(f"Note: {warning}" for warning in case.warnings),
+        f"{sum(case.timings.values()):.1f} s with bundle {case.model.id} {case.model.version} ({case.model.licence})",
+        case.disclaimer,
+    ]
+    data = {
+        "case": str(options.out),
+        "states": states,
+        "timings": dict(case.timings),
+        "warnings": list(case.warnings),
+        "notice": case.disclaimer,
+    }
+    show.result(data, "\n".join(lines), as_json=options.json)
+
+
+def ask(options: Namespace) -> None:
+    from VelvetMedLib import tasks
+    from VelvetMedLib.case import read_case
+
+    read_case(options.case)
+    answer = tasks.ask(options.case, options.question, _bundle(options))
+    data = {
+        "question": answer.question,
+        "answer": answer.answer,
+        "confidence": answer.confidence,
+        "finding": answer.finding,
+        "link": None if answer.link is None else asdict(answer.link),
+        "notice": RESEARCH_USE_ONLY,
+    }
+    where = "" if answer.link is None else f"  at RAS {_millimetres(answer.link.center_ras_mm)}"
+    confidence = "" if answer.confidence is None else f"  (confidence {answer.confidence:.2f})"
+    show.result(data, f"{answer.answer}{confidence}{where}\n{RESEARCH_USE_ONLY}", as_json=options.json)
+
+
+def ground(options: Namespace) -> None:
+    from VelvetMedLib import tasks
+    from VelvetMedLib.case import read_case
+    from VelvetMedLib.ct import write_nifti
+
+    read_case(options.case)
+    bundle = _bundle(options)
+    encoding = tasks.case_encoding(options.case, bundle, required=True)
+    assert encoding is not None
+    found = tasks.ground(encoding, options.phrase, bundle)
+    folder = options.case / "heatmaps"
+    folder.mkdir(exist_ok=True)
+    # Numbered, not named after the phrase: what a user types may name a person.
+    number = 1 + max((int(p.name[8:11]) for p in folder.glob("heatmap_[0-9][0-9][0-9].nii.gz")), default=0)
+    path = folder / f"heatmap_{number:03d}.nii.gz"
+    write_nifti(path, found.on(encoding.scan_grid), encoding.scan_grid.ijk_to_ras)
+    data = {
+        "phrase": options.phrase,
+        "heatmap": f"heatmaps/{path.name}",
+        "source": found.source,
+        "score": found.score,
+        "peak_ras_mm": list(found.peak_ras_mm),
+        "finding": found.finding,
+        "structures": [{"name": name, "cosine": cosine} for name, cosine in found.structures[:5]],
+        "notice": RESEARCH_USE_ONLY,
+    }
+    kind = "lesion probability" if found.source == "lesions" else "similarity"
+    text = f"Peak at RAS {_millimetres(found.peak_ras_mm)}: {kind} {found.score:.2f}; map in heatmaps/{path.name}\n{RESEARCH_USE_ONLY}"
+    show.result(data, text, as_json=options.json)
+
+
+def index(options: Namespace) -> None:
+    from VelvetMedLib import tasks
+    from VelvetMedLib.tasks.indexing import entries
+
+    entries(options.folder)
+    _check_out(options.out, "index.json", "index")
+    bundle = _bundle(options)
+    with show.progress() as progress:
+        done = tasks.index_folder(options.folder, options.out, bundle, keep_text=options.keep_text, progress=progress)
+    lines = [f"{done.count} cases are in the index.", *(f"Skipped {reason}" for reason in done.skipped), RESEARCH_USE_ONLY]
+    data = {"index": str(options.out), "count": done.count, "skipped": list(done.skipped), "notice": RESEARCH_USE_ONLY}
+    show.result(data, "\n".join(lines), as_json=options.json)
+
+
+def search(options: Namespace) -> None:
+    from VelvetMedLib import tasks
+
+    volume = _volume(options.volume) if options.volume is not None else None
+    bundle = _bundle(options)
+    with show.progress(quiet=volume is None) as progress:
+        hits = tasks.search(
+            options.index, bundle, text=options.text, volume=volume, case=options.case, count=options.count, progress=progress
+        )
+    lines = [f"{n}. case {hit.id}  similarity {hit.similarity:.3f}  {hit.why}" for n, hit in enumerate(hits, 1)] or [
+        "No case to compare with."
+    ]
+    data = {"results": [hit.as_dict() for hit in hits], "notice": RESEARCH_USE_ONLY}
+    show.result(data, "\n".join([*lines, RESEARCH_USE_ONLY]), as_json=options.json)
+
+
+def embed(options: Namespace) -> None:
+    import numpy as np
+
+    from VelvetMedLib import tasks
+    from VelvetMedLib.reports import ontology
+
+    if options.out.suffix != ".npz":
+        raise UsageError(
+            "The vectors are written as an .npz file.",
+            found=f"a name ending in {options.out.suffix or 'nothing'}",
+            expected="a name ending in .npz",
+            next_step="Choose another --out.",
+        )
+    volume = _volume(options.volume, options.series)
+    bundle = _bundle(options)
+    with show.progress() as progress:
+        encoding = tasks.encode(volume, bundle, progress=progress)
+    reading, fine = encoding.need_reading(), encoding.need_fine()
+    temporary = options.out.with_name(f".{options.out.name}.part.npz")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        temporary,
+        study=reading.study,
+        regions=reading.region_vectors,
+        region_mask=fine.region_mask,
+        structures=np.array([s.name for s in ontology().structures]),
+        notice=np.array(RESEARCH_USE_ONLY),
+    )
+    os.replace(temporary, options.out)
+    data = {"out": str(options.out), "dimension": len(reading.study), "regions": int(fine.region_mask.sum()), "notice": RESEARCH_USE_ONLY}
+    show.result(
+        data,
+        f"A study vector of {len(reading.study)} numbers and {data['regions']} region vectors are in {options.out}",
+        as_json=options.json,
+    )
+
+
+def review(options: Namespace) -> None:
+    from VelvetMedLib.exports import review as write_pages
+
+    with show.progress() as progress:
+        page = write_pages(options.cases, options.out, progress=progress)
+    show.result({"index": str(page), "notice": RESEARCH_USE_ONLY}, f"Open {page} in a browser.\n{RESEARCH_USE_ONLY}", as_json=options.json)
+
+
+def models(options: Namespace) -> None:
+    from VelvetMedLib import bundle as bundles
+
+    if options.action == "list":
+        found = bundles.catalogue()
+        lines = [
+            f"{e.name:<20} {e.origin:<8} {e.bytes / 1e6:6.1f} MB  "
+            + (f"cannot be used: {e.problem}" if e.problem or e.config is None else _licence(e.config))
+            for e in found
+        ] or ["No bundle is installed. Add one with 'velvetmed models add FOLDER_OR_ZIP'."]
+        show.result({"bundles": [e.as_dict() for e in found]}, "\n".join(lines), as_json=options.json)
+    elif options.action == "add":
+        entry = bundles.add_bundle(options.source)
+        licence = _licence(entry.config) if entry.config else ""
+        show.result(entry.as_dict(), f"Added bundle {entry.name}: {licence}\n{RESEARCH_USE_ONLY}", as_json=options.json)
+    elif options.action == "remove":
+        freed = bundles.remove_bundle(options.name)
+        show.result(
+            {"removed": options.name, "bytes": freed}, f"Removed {options.name}; {freed / 1e6:.1f} MB are free again.", as_json=options.json
+        )
+    else:
+        card = bundles.model_card(options.name)
+        show.result({"name": options.name, "card": card}, card, as_json=options.json)
+
+
+def _licence(config: Any) -> str:
+    return f"version {config.version}, {config.recipe}, licence {config.licence}"
+
+
+def doctor(options: Namespace) -> None:
+    from VelvetMedLib.cli.doctor import examine, render
+
+    report = examine()
+    show.result(report, render(report), as_json=options.json)
+
+
+def _millimetres(point: tuple[float, float, float]) -> str:
+    return f"({', '.join(f'{x:.1f}' for x in point)}) mm"
+
+
+VERBS: dict[str, Callable[[Namespace], None]] = {
+    "sample": sample, "cohort": cohort, "analyze": analyze, "ask": ask, "ground": ground, "index": index,
+    "search": search, "embed": embed, "review": review, "models": models, "doctor": doctor,
+}  # fmt: skip

@@ -1,0 +1,34 @@
+"""What can be done with a scan and a bundle, all from one Encoding. Names are loaded on first use: importing this pulls no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from VelvetMedLib.tasks.analysis import Analysis, analyze, ask, case_encoding, run_analysis
+    from VelvetMedLib.tasks.encode import encode, forget_encodings
+    from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
+    from VelvetMedLib.tasks.findings import find
+    from VelvetMedLib.tasks.grounding import Grounding, ground
+    from VelvetMedLib.tasks.indexing import index_folder, search
+    from VelvetMedLib.tasks.report import draft_report
+    from VelvetMedLib.tasks.retrieval import Hit, Index, build_index
+
+_PLACES = {
+    "Analysis": "analysis", "analyze": "analysis", "ask": "analysis", "case_encoding": "analysis", "run_analysis": "analysis",
+    "encode": "encode", "forget_encodings": "encode", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
+    "find": "findings", "Grounding": "grounding", "ground": "grounding", "index_folder": "indexing", "search": "indexing",
+    "draft_report": "report", "Hit": "retrieval", "Index": "retrieval", "build_index": "retrieval",
+}  # fmt: skip
+
+__all__ = [
+    "Analysis", "Encoding", "Grounding", "Hit", "Index", "analyze", "ask", "build_index", "case_encoding", "draft_report", "encode", "find",
+    "forget_encodings", "ground", "index_folder", "load_encoding", "run_analysis", "save_encoding", "search",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

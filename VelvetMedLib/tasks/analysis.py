@@ -1,0 +1,193 @@
+"""The whole job: one encoding, then segments, findings, report and, on request, a Case folder; and questions to it later."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY, __version__
+from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, read_case, update_case, write_case
+from VelvetMedLib.ct import Volume
+from VelvetMedLib.errors import CaseError
+from VelvetMedLib.tasks import vqa
+from VelvetMedLib.tasks.encode import encode
+from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
+from VelvetMedLib.tasks.findings import find, lesion_channels
+from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
+from VelvetMedLib.tasks.report import draft_report
+from VelvetMedLib.tasks.segmentation import organ_labels, overlay_lesions, segments_of
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle.store import Bundle
+
+ENCODING_FILE = "encoding.safetensors"
+STAGES = {
+    "prepare": 0.15, "fine": 0.35, "tokens": 0.05, "global": 0.03, "reader": 0.02,
+    "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05,
+}  # fmt: skip
+"""Expected share of the time of each stage, for the progress bar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A Case with the arrays behind it. segmentation_kji: uint8 labels on the scan's own grid."""
+
+    case: Case
+    segmentation_kji: NDArray[np.uint8]
+    encoding: Encoding
+
+
+def analyze(
+    volume: Volume,
+    bundle: Bundle,
+    *,
+    out: Path | str | None = None,
+    style: str = "structured",
+    progress: ProgressCallback | None = None,
+    cancel: CancelCallback | None = None,
+    keep_image: bool = True,
+    keep_encoding: bool = True,
+) -> Case:
+    """Analyse a scan; with `out`, write the Case folder there, all or nothing. Raises Cancelled, BundleError, CaseError."""
+    run = Run(progress, cancel, STAGES)
+    done = run_analysis(volume, bundle, style=style, run=run)
+    case = done.case
+    if out is not None:
+        with run.stage("write"):
+            case = _write(done, volume, Path(out), keep_image=keep_image, keep_encoding=keep_encoding)
+    if progress is not None:
+        progress(1.0, "done", 0.0)
+    return case
+
+
+def run_analysis(volume: Volume, bundle: Bundle, *, style: str = "structured", run: Run | None = None) -> Analysis:
+    """The analysis in memory."""
+    run = run or Run(None, None, STAGES)
+    encoding = encode(volume, bundle, run=run)
+    with run.stage("findings"):
+        findings = find(encoding, bundle)
+    with run.stage("segmentation"):
+        labels = organ_labels(encoding.need_fine(), volume.grid, run)
+        overlay_lesions(labels, encoding.need_fine(), volume.grid, lesion_channels(findings), bundle.config.lesion_thresholds)
+        segments = segments_of(labels, volume, volume.grid)
+    with run.stage("report"):
+        draft = draft_report(findings, encoding, bundle, style=style, run=run)
+    case = Case(
+        id=uuid.uuid4().hex[:12],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        disclaimer=f"{DRAFT_DISCLAIMER} {RESEARCH_USE_ONLY}",
+        input=CaseInput(
+            kind=str(volume.provenance.get("source", "array")),
+            shape_kji=volume.shape_kji,
+            ijk_to_ras=tuple(tuple(float(x) for x in row) for row in volume.ijk_to_ras),
+            spacing_mm=volume.spacing_mm,
+            sha256=volume.sha256(),
+        ),
+        model=CaseModel(id=bundle.config.id, version=bundle.config.version, sha256=bundle.sha256, licence=bundle.config.licence),
+        segments=segments,
+        findings=findings,
+        report=draft.report,
+        answers=(),
+        timings=dict(run.timings),
+        warnings=tuple(volume.warnings),
+        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin},
+        files={},
+    )
+    return Analysis(case, labels, encoding)
+
+
+def run_record(encoding: Encoding, bundle: Bundle) -> dict[str, Any]:
+    """What produced a result: versions, device, precision, hashes. Nothing about the patient, the user or the machine's name."""
+    import torch
+
+    return {
+        "notice": RESEARCH_USE_ONLY,
+        "velvetmed": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": bundle.device,
+        "precision": encoding.precision,
+        "encoding_key": encoding.encoding_key,
+        "weights_sha256": encoding.weights_sha256,
+    }
+
+
+def _write(done: Analysis, volume: Volume, out: Path, *, keep_image: bool, keep_encoding: bool) -> Case:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".encoding-", dir=out.parent) as temporary:
+        stored = save_encoding(Path(temporary) / ENCODING_FILE, done.encoding) if keep_encoding else None
+        write_case(
+            out,
+            done.case,
+            segmentation_kji=done.segmentation_kji,
+            grid=volume.grid,
+            volume=volume if keep_image else None,
+            encoding_path=stored,
+        )
+    return read_case(out)
+
+
+def case_encoding(folder: Path | str, bundle: Bundle, *, required: bool = False) -> Encoding | None:
+    """The stored encoding of a Case, checked against its input and the bundle. None if the Case has none and it is not required."""
+    folder = Path(folder)
+    case, path = read_case(folder), folder / ENCODING_FILE
+    if not path.is_file():
+        if not required:
+            return None
+        raise CaseError(
+            "The case holds no encoding.",
+            found="no encoding.safetensors in the case",
+            expected="a case analysed with its encoding kept",
+            next_step="Run 'velvetmed analyze' on the scan again, without --no-encoding.",
+        )
+    encoding = load_encoding(path)
+    if encoding.volume_sha256 != case.input.sha256:
+        raise CaseError(
+            "The case's encoding belongs to another scan.",
+            found=f"volume {encoding.volume_sha256[:12]}...",
+            expected=f"volume {case.input.sha256[:12]}...",
+            next_step="Run 'velvetmed analyze' on the scan again.",
+        )
+    if encoding.encoding_key != bundle.encoding_key:
+        raise CaseError(
+            "The case was analysed with another model.",
+            found=f"bundle {case.model.id!r} version {case.model.version}",
+            expected=f"bundle {bundle.config.id!r} version {bundle.config.version} with the same weights and preprocessing",
+            next_step="Name the bundle of the case with --bundle, or analyse the scan again.",
+        )
+    return encoding
+
+
+def ask(
+    case: Case | Encoding | Path | str,
+    question: str,
+    bundle: Bundle,
+    *,
+    progress: ProgressCallback | None = None,
+    cancel: CancelCallback | None = None,
+) -> Answer:
+    """Answer a question about a Case folder (the answer is added to it), a Case or an Encoding. No image encoder runs.
+
+    A Case without an encoding is answered from its findings and segments alone.
+    """
+    run = Run(progress, cancel, {"answer": 1.0})
+    with run.stage("answer"):
+        if isinstance(case, Encoding):
+            return vqa.answer(question, find(case, bundle), (), case, bundle, run=run)
+        if isinstance(case, Case):
+            return vqa.answer(question, case.findings, case.segments, None, bundle, run=run)
+        folder = Path(case)
+        encoding = case_encoding(folder, bundle)
+        stored = read_case(folder)
+        answer = vqa.answer(question, stored.findings, stored.segments, encoding, bundle, run=run)
+        update_case(folder, replace(stored, answers=(*stored.answers, answer)))
+    return answer

@@ -1,0 +1,140 @@
+"""Where in the scan a phrase is: a heat-map on the scan's own grid, and its peak in RAS mm.
+
+A phrase that names a finding with a lesion channel is answered by that channel's probability. Any other phrase is
+answered by the similarity of its words with the cells of the global view's middle level, and with every structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib.bundle.config import refuse
+from VelvetMedLib.ct import Grid
+from VelvetMedLib.ct.resample import resample_array
+from VelvetMedLib.errors import UsageError
+from VelvetMedLib.reports import ontology
+from VelvetMedLib.reports.parse import find_findings
+from VelvetMedLib.reports.questions import parse_question
+from VelvetMedLib.reports.sentences import split_sentences
+from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.encoding import Encoding, GlobalPart
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle.store import Bundle
+
+LONGEST_TEXT_TOKENS = 160
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """heat_kji: float32, 0..1, on `grid`. source: "lesions" (a probability) or "similarity" (cosine, stretched to 0..1).
+
+    score: the probability or cosine at the peak. structures: names with their cosine, most similar first, for "similarity".
+    """
+
+    heat_kji: NDArray[np.float32]
+    grid: Grid
+    peak_ras_mm: Triple
+    score: float
+    source: Literal["lesions", "similarity"]
+    finding: str | None
+    structures: tuple[tuple[str, float], ...] = ()
+
+    def on(self, grid: Grid) -> NDArray[np.float32]:
+        """The heat-map on another grid, (k, j, i), 0 outside of it."""
+        return resample_array(self.heat_kji, self.grid, grid, outside=0.0, antialias=False)
+
+
+def checked_text(text: str) -> list[str]:
+    """Sentences of a typed text. Raises UsageError on an empty one."""
+    sentences = split_sentences(" ".join(text.split())[:2000])
+    if not any(any(c.isalnum() for c in s) for s in sentences):
+        raise UsageError(
+            "There are no words to look for.",
+            found="an empty text",
+            expected='a phrase such as "pleural effusion on the left"',
+            next_step="Type a phrase and try again.",
+        )
+    return sentences
+
+
+def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
+    """Where a phrase is in the scan. Needs the whole encoding; no encoder of images runs."""
+    sentences = checked_text(phrase)
+    name = next(iter(find_findings(phrase)), None)
+    if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
+        return _by_lesions(encoding, name)
+    return _by_similarity(encoding, sentences, bundle, name, parse_question(phrase)[1])
+
+
+def _by_lesions(encoding: Encoding, name: str) -> Grounding:
+    fine, table = encoding.need_fine(), ontology()
+    lesion = table.finding(name).lesion
+    assert lesion is not None
+    map_xyz = fine.lesions_cxyz[table.lesion(lesion).channel]
+    heat = (map_xyz.transpose(2, 1, 0) / np.float32(255.0)).astype(np.float32)
+    return _peaked(heat, fine.grid, float(heat.max()), "lesions", name)
+
+
+def _by_similarity(encoding: Encoding, sentences: list[str], bundle: Bundle, name: str | None, structure: str | None) -> Grounding:
+    import torch
+
+    from VelvetMedLib.models.velvet import GlobalFeatures
+
+    seen, model = encoding.need_global(), bundle.model
+    if not bundle.config.architecture.get("tribert"):
+        raise refuse("The bundle cannot read text.", found="no text encoder", expected="a bundle with 'tribert'")
+    with torch.inference_mode():
+        layout = bundle.tokenizer.layout([sentences], LONGEST_TEXT_TOKENS).to(bundle.device)
+        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
+        text = model.project_text(states, layout)
+        maps = [torch.from_numpy(m)[None].to(bundle.device) for m in (seen.bottom, seen.middle, seen.top)]
+        features = GlobalFeatures(*maps, torch.tensor([seen.view_spacing_mm], device=bundle.device))
+        cells = model.project_image(features, ["sentence"])["sentence"][0]
+        cosine = (cells @ text["sentence"][0, 0]).float().cpu().numpy().reshape(seen.middle.shape[1:])
+        report = text["report"][0].float().cpu().numpy()
+    regions = encoding.need_reading().region_vectors @ report
+    mask = encoding.need_fine().region_mask
+    ranked = sorted(((s.name, float(regions[s.label - 1])) for s in ontology().structures if mask[s.label - 1]), key=lambda r: -r[1])
+    stretched = (cosine - cosine.min()) / max(float(cosine.max() - cosine.min()), 1e-6)
+    heat = stretched.transpose(2, 1, 0).astype(np.float32)
+    found = _peaked(heat, middle_grid(seen), float(cosine.max()), "similarity", name, tuple((n, round(c, 4)) for n, c in ranked))
+    if structure is None or not (encoding.need_fine().organs_xyz == ontology().structure(structure).label).any():
+        return found
+    return _within_structure(found, encoding, structure)
+
+
+def _within_structure(found: Grounding, encoding: Encoding, structure: str) -> Grounding:
+    """A named organ is where its segment is: the similarity is kept only inside it."""
+    fine = encoding.need_fine()
+    inside = fine.organs_kji == ontology().structure(structure).label
+    heat = np.where(inside, np.maximum(found.on(fine.grid), 0.05), 0.0).astype(np.float32)
+    return _peaked(heat, fine.grid, found.score, "similarity", found.finding, found.structures)
+
+
+def middle_grid(seen: GlobalPart) -> Grid:
+    """The grid of the middle level's cells: each covers a block of cells of the global view."""
+    counts = np.array(seen.middle.shape[1:])
+    # The middle level has stride 16 in the view's cells; its first centre lies 7.5 cells in.
+    stride = 16
+    affine = np.array(seen.view_ijk_to_ras, np.float64)
+    affine[:3, 3] += affine[:3, :3] @ np.full(3, (stride - 1) / 2)
+    affine[:3, :3] *= stride
+    return Grid((int(counts[2]), int(counts[1]), int(counts[0])), affine)
+
+
+def _peaked(
+    heat: NDArray[np.float32],
+    grid: Grid,
+    score: float,
+    source: Literal["lesions", "similarity"],
+    finding: str | None,
+    structures: tuple[tuple[str, float], ...] = (),
+) -> Grounding:
+    k, j, i = np.unravel_index(int(heat.argmax()), heat.shape)
+    point = grid.ijk_to_ras @ np.array([i, j, k, 1.0])
+    return Grounding(heat, grid, (float(point[0]), float(point[1]), float(point[2])), round(score, 4), source, finding, structures)

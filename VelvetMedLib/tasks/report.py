@@ -1,0 +1,167 @@
+"""The draft report: one sentence per finding, written by the decoder, filled from measurement, and checked by parsing it back.
+
+A sentence that says another finding, state, side, site, size, count or grade than the plan, or any number that was not
+measured, is replaced by a composed one from `reports.prose`. Its support then is that of the finding alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from VelvetMedLib.case import CaseFinding, Report, Section, Sentence
+from VelvetMedLib.reports import FindingRecord, ontology
+from VelvetMedLib.reports.parse import parse_sentence
+from VelvetMedLib.reports.phrases import fill_slots, phrase_book
+from VelvetMedLib.reports.prose import STYLES, write_sentence
+from VelvetMedLib.tasks.encoding import Encoding
+from VelvetMedLib.tasks.findings import record_of
+from VelvetMedLib.tasks.progress import Run
+from VelvetMedLib.tasks.prompts import available_slots, report_prefix
+from VelvetMedLib.tasks.writing import Written, has_decoder, write
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle.store import Bundle
+
+SIZE_TOLERANCE_MM = 0.6
+"""Sizes are written in whole millimetres or tenths of a centimetre."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The report and, per finding, whether its sentence was written by the decoder ("written") or composed ("composed")."""
+
+    report: Report
+    origin: dict[str, str]
+
+
+def draft_report(
+    findings: tuple[CaseFinding, ...], encoding: Encoding, bundle: Bundle, *, style: str = "structured", run: Run | None = None
+) -> Draft:
+    """The whole report, sections in the ontology's order, then what was not assessed, then the impression."""
+    if style not in STYLES:
+        raise ValueError(f"unknown report style {style!r}; known: {', '.join(STYLES)}")
+    planned = [f for f in findings if not _silent(f, findings)]
+    records = [record_of(f) for f in planned]
+    written: list[Written] = []
+    if has_decoder(bundle):
+        written = write([report_prefix(bundle.tokenizer, r) for r in records], encoding, bundle, run)
+    states = {f.name: f.state for f in findings}
+    titles = phrase_book()["sections"]
+    sentences: dict[str, list[Sentence]] = {title: [] for title in titles.values()}
+    origin: dict[str, str] = {}
+    for n, (finding, record) in enumerate(zip(planned, records, strict=True)):
+        title = titles[ontology().finding(finding.name).section]
+        draft = written[n] if written else None
+        text = accepted(draft, record, states, title) if draft is not None else None
+        origin[finding.name] = "composed" if text is None else "written"
+        support = finding_support(finding)
+        if text is not None and draft is not None and support is not None:
+            support = round(math.sqrt(support * draft.probability), 4)
+        text = text or compose(record, style, title, seed=encoding.volume_sha256)
+        sentences[title].append(Sentence(text=text, state=finding.state, support=support, finding=finding.name, link=finding.link))
+    sections = [Section(title=title, sentences=tuple(lines)) for title, lines in sentences.items() if lines]
+    sections += _limits(findings)
+    sections.append(Section(title="Impression", sentences=_impression(findings, encoding)))
+    return Draft(Report(style=style, sections=tuple(sections)), origin)
+
+
+def finding_support(finding: CaseFinding) -> float | None:
+    """How far the finding itself supports its state: its probability, or one minus it for an absent one."""
+    if finding.probability is None:
+        return None
+    return round(1.0 - finding.probability if finding.state == "absent" else finding.probability, 4)
+
+
+def _silent(finding: CaseFinding, findings: tuple[CaseFinding, ...]) -> bool:
+    """Findings without a sentence of their own: what the model cannot tell (said together), and a nodule that is the mass."""
+    if finding.state == "not_assessed" and (finding.reason or "").startswith("not assessed by this model"):
+        return True
+    mass = next((f for f in findings if f.name == "lung_mass"), None)
+    both = finding.name == "lung_nodule" and finding.state == "present" and mass is not None and mass.state == "present"
+    return both and mass is not None and finding.size_mm is not None and finding.size_mm == mass.size_mm
+
+
+def accepted(draft: Written, record: FindingRecord, states: dict[str, str], title: str = "") -> str | None:
+    """The decoder's sentence with its slots filled, or None if anything in it is not in the record."""
+    slotted = draft.slotted
+    if not draft.ended or not slotted or re.search(r"\d", slotted):
+        return None
+    slots = set(re.findall(r"\[[A-Z]+\]", slotted))
+    if slots - set(available_slots(record)):
+        return None
+    text = fill_slots(slotted, record)
+    return text if agrees(text, record, states, title) else None
+
+
+def agrees(text: str, record: FindingRecord, states: dict[str, str], title: str = "") -> bool:
+    """Whether a sentence, parsed back, says the record and nothing that contradicts the plan for other findings."""
+    mentions = parse_sentence(text, title)
+    own = [m for m in mentions if m.name == record.name]
+    if not own or any(states.get(m.name) != m.state for m in mentions if m.name != record.name):
+        return False
+    said = own[0]
+    if any(m.state != record.state for m in own):
+        return False
+    pairs = ((said.side, record.side), (said.site, record.site), (said.severity, record.severity), (said.count, record.count))
+    if any(stated is not None and stated != known for stated, known in pairs):
+        return False
+    if said.size_mm is None:
+        return True
+    return record.size_mm is not None and abs(said.size_mm - record.size_mm) <= SIZE_TOLERANCE_MM
+
+
+def compose(record: FindingRecord, style: str, title: str = "", *, seed: str = "") -> str:
+    """A sentence on a record without the decoder: the same for the same scan, and itself checked by parsing."""
+    rng = np.random.default_rng([zlib.crc32(f"{seed}{record.name}".encode())])
+    states = {record.name: record.state}
+    for _ in range(12):
+        text = write_sentence(record, rng, style).text
+        if agrees(text, record, states, title):
+            return text
+    display = ontology().finding(record.name).display
+    plain = {
+        "present": f"There is {display}.",
+        "absent": f"No {display}.",
+        "uncertain": f"Possible {display}.",
+        "not_assessed": f"{display[0].upper()}{display[1:]} is not assessed on this scan.",
+    }
+    return plain[record.state]
+
+
+def _limits(findings: tuple[CaseFinding, ...]) -> list[Section]:
+    """What the model does not tell from chance, said plainly and never as absent."""
+    unknown = [f for f in findings if f.state == "not_assessed" and (f.reason or "").startswith("not assessed by this model")]
+    if not unknown:
+        return []
+    lines = [
+        Sentence(
+            text=f"{f.display[0].upper()}{f.display[1:]} is not assessed by this model.",
+            state="not_assessed", support=None, finding=f.name, link=None,
+        )
+        for f in unknown
+    ]  # fmt: skip
+    return [Section(title="Not assessed", sentences=tuple(lines))]
+
+
+def _impression(findings: tuple[CaseFinding, ...], encoding: Encoding) -> tuple[Sentence, ...]:
+    """Present findings again, most probable first; otherwise a sentence that claims no more than was looked at."""
+    present = sorted((f for f in findings if f.state == "present" and not _silent(f, findings)), key=lambda f: -(f.probability or 0.0))
+    lines = [
+        Sentence(
+            text=compose(record_of(f), "itemised", seed=encoding.volume_sha256 + "impression"),
+            state="present", support=finding_support(f), finding=f.name, link=f.link,
+        )
+        for f in present
+    ]  # fmt: skip
+    if lines:
+        return tuple(lines)
+    assessed = sum(f.state != "not_assessed" for f in findings)
+    uncertain = sum(f.state == "uncertain" for f in findings)
+    text = f"Of {assessed} findings assessed, none is called present" + (f" and {uncertain} remain uncertain." if uncertain else ".")
+    return (Sentence(text=text, state=None, support=None, finding=None, link=None),)
