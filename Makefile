@@ -84,7 +84,7 @@ bench: setup-dev ## side-by-side measurements
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) "$$script"; done
 
 screenshots: setup-dev system-packages ## pictures of the Slicer module into OUT=folder
-	@QT_QPA_PLATFORM=offscreen $(PY) -m Testing.slicer_host.screenshots --out "$(OUT)"
+	@QT_QPA_PLATFORM=offscreen $(PY) Testing/screenshots.py --out "$(OUT)"
 
 cmake-lists: ## rewrite the file lists that the extension's CMake reads
 	@$(PYTHON) scripts/cmake_lists.py

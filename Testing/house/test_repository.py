@@ -165,5 +165,8 @@ def test_the_licence_is_apache_2_and_every_page_that_must_exist_does():
 def test_the_entry_point_of_the_command_line_exists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, function = project["scripts"]["velvetmed"].split(":")
-    tree = parsed(ROOT.joinpath(*module.split(".")).with_suffix(".py"))
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    place = ROOT.joinpath(*module.split("."))
+    path = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+    defined = {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
+    imported = {alias.asname or alias.name for node in parsed(path).body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert function in defined | imported

@@ -89,13 +89,15 @@ def test_a_request_that_waits_behind_a_cancelled_one_is_told_so_when_the_worker_
     assert errors[second]["code"] == "worker" and "cancelled" in errors[second]["what"]
 
 
-def test_a_request_cancelled_before_its_turn_never_runs(client, tmp_path):
-    first = client.request("analyze", {"steps": 20, "out": str(tmp_path / "first")})
+def test_a_request_cancelled_before_its_turn_never_runs_and_the_one_before_it_goes_on(client, tmp_path, until):
+    first = client.request("analyze", {"steps": 70, "out": str(tmp_path / "first")})
     second = client.request("analyze", {"steps": 1, "out": str(tmp_path / "second")})
+    until(client, "progress")
     client.cancel(second)
-    client.wait(first, 20)
+    assert client.wait(first, 20) == {"out": "done"}
     with pytest.raises(Cancelled):
         client.wait(second, 20)
+    assert client.wait(client.request("hello"), 20)["pid"]
     assert not (tmp_path / "second").exists()
 
 

@@ -2,13 +2,210 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from VelvetMedLib import __version__
 from VelvetMedLib.errors import WorkerError
 from VelvetMedLib.shapes import Affine, ArrayKJI
+from VelvetMedLib.worker.protocol import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle import Bundle
+    from VelvetMedLib.case import Case
+    from VelvetMedLib.ct import Volume
+
+PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors", "tokenizers", "pydicom")
+DEFAULT_BUNDLE = "demo"
+
+
+class Context(Protocol):
+    """What a handler gets beside its parameters (`server.Context`, or a test's)."""
+
+    def progress(self, fraction: float, stage: str, seconds_left: float | None = None) -> None: ...
+    def cancel(self) -> None: ...
+
+
+Handler: TypeAlias = Callable[[dict[str, Any], Context], Mapping[str, Any]]
+
+
+class Session:
+    """What one worker keeps between requests: the model in use. (`tasks.encode` keeps the last encodings.)"""
+
+    def __init__(self) -> None:
+        self._bundle: Bundle | None = None
+        self._key: tuple[object, ...] = ()
+
+    def bundle(self, params: Mapping[str, Any], case: Case | None = None) -> Bundle:
+        """The model that the request names; else the one of its Case; else the one in use. Loaded and verified once per version."""
+        from VelvetMedLib import bundle as bundles
+
+        named = params.get("bundle")
+        device = str(params.get("device", "cpu"))
+        if named is None and self._bundle is not None and (case is None or self._bundle.sha256 == case.model.sha256):
+            return self._bundle
+        if named is None:
+            named = DEFAULT_BUNDLE if case is None else case.model.id
+        folder = Path(bundles.locate(named))
+        key = (folder.resolve(), _stamp(folder / "bundle.json"), _stamp(folder / "model.safetensors"), device)
+        if self._bundle is None or key != self._key:
+            self._bundle = None  # Two models at once would double the memory.
+            self._bundle, self._key = bundles.load_bundle(folder, device=device), key
+        return self._bundle
+
+    # the requests, in the order of protocol.VERBS
+
+    def hello(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Versions of everything that could explain a difference; imports none of it."""
+        versions: dict[str, str | None] = {"velvetmed": __version__, "python": platform.python_version()}
+        for package in PACKAGES:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = None
+        return {"protocol": PROTOCOL_VERSION, "versions": versions, "missing": [name for name in PACKAGES if versions[name] is None]}
+
+    def load(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        context.progress(0.0, "loading the model")
+        bundle = self.bundle(params)
+        config = bundle.config
+        return {"id": config.id, "version": config.version, "licence": config.licence, "sha256": bundle.sha256, "device": bundle.device}
+
+    def encode(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        from VelvetMedLib import tasks
+
+        encoding = tasks.encode(volume_of(params), self.bundle(params), progress=context.progress, cancel=context.cancel)
+        return {"volume_sha256": encoding.volume_sha256, "encoding_key": encoding.encoding_key, "precision": encoding.precision}
+
+    def analyze(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        if "out" not in params:
+            raise _incomplete("analyze", "out")
+        case = self._analysed(params, context)
+        return {"case": str(params["out"]), "id": case.id, "timings": dict(case.timings), "warnings": list(case.warnings)}
+
+    def segment(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        return {"segments": self._case_of(params, context).segments}
+
+    def findings(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        return {"findings": self._case_of(params, context).findings}
+
+    def report(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        case = self._case_of(params, context)
+        return {"disclaimer": case.disclaimer, "report": case.report}
+
+    def ask(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        from VelvetMedLib import tasks
+        from VelvetMedLib.case import read_case
+
+        folder, question = Path(_need(params, "ask", "case")), str(_need(params, "ask", "question"))
+        bundle = self.bundle(params, read_case(folder))
+        answer = tasks.ask(folder, question, bundle, progress=context.progress, cancel=context.cancel)
+        return {"answer": answer.answer, "confidence": answer.confidence, "finding": answer.finding, "link": answer.link}
+
+    def ground(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Where a phrase is; with `out`, the heat-map is written there as NIfTI on the scan's own grid."""
+        from VelvetMedLib import ct, tasks
+        from VelvetMedLib.case import read_case
+
+        folder, phrase = Path(_need(params, "ground", "case")), str(_need(params, "ground", "phrase"))
+        bundle = self.bundle(params, read_case(folder))
+        encoding = tasks.case_encoding(folder, bundle, required=True)
+        assert encoding is not None
+        context.progress(0.3, "looking for the words")
+        found = tasks.ground(encoding, phrase, bundle)
+        answer = {
+            "peak_ras_mm": found.peak_ras_mm,
+            "score": found.score,
+            "source": found.source,
+            "finding": found.finding,
+            "structures": [{"name": name, "similarity": similarity} for name, similarity in found.structures],
+        }
+        context.cancel()
+        if "out" in params:
+            ct.write_nifti(Path(params["out"]), found.on(encoding.scan_grid), encoding.scan_grid.ijk_to_ras)
+            answer["heatmap"] = str(params["out"])
+        return answer
+
+    def similar(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        from VelvetMedLib import tasks
+
+        hits = tasks.search(
+            Path(_need(params, "similar", "index")),
+            self.bundle(params),
+            text=params.get("text"),
+            volume=volume_of(params) if "volume" in params else None,
+            case=Path(params["case"]) if "case" in params else None,
+            count=int(params.get("count", 5)),
+            progress=context.progress,
+            cancel=context.cancel,
+        )
+        return {"hits": [hit.as_dict() for hit in hits]}
+
+    def index(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        from VelvetMedLib import tasks
+
+        made = tasks.index_folder(
+            Path(_need(params, "index", "folder")),
+            Path(_need(params, "index", "out")),
+            self.bundle(params),
+            keep_text=bool(params.get("keep_text", False)),
+            progress=context.progress,
+            cancel=context.cancel,
+        )
+        return {"count": made.count, "skipped": list(made.skipped)}
+
+    def _case_of(self, params: dict[str, Any], context: Context) -> Case:
+        """The Case that the request names, or a new analysis of its volume (nothing is computed twice)."""
+        from VelvetMedLib.case import read_case
+
+        return read_case(Path(params["case"])) if "case" in params else self._analysed(params, context)
+
+    def _analysed(self, params: dict[str, Any], context: Context) -> Case:
+        from VelvetMedLib import tasks
+
+        volume = volume_of(params)  # First: the voxels leave the disk even if the model turns out to be missing.
+        context.progress(0.0, "loading the model")
+        bundle = self.bundle(params)
+        return tasks.analyze(
+            volume,
+            bundle,
+            out=params.get("out"),
+            style=str(params.get("style", "structured")),
+            keep_image=bool(params.get("keep_image", True)),
+            progress=context.progress,
+            cancel=context.cancel,
+        )
+
+
+def make_handlers() -> dict[str, Handler]:
+    """All requests of one new session, by name."""
+    session = Session()
+    return {
+        "hello": session.hello,
+        "load": session.load,
+        "encode": session.encode,
+        "analyze": session.analyze,
+        "segment": session.segment,
+        "findings": session.findings,
+        "report": session.report,
+        "ask": session.ask,
+        "ground": session.ground,
+        "similar": session.similar,
+        "index": session.index,
+    }
+
+
+def volume_of(params: Mapping[str, Any]) -> Volume:
+    """The checked scan of a request: voxels from the private folder. Raises ScanError, WorkerError."""
+    from VelvetMedLib import ct
+
+    voxels_kji, ijk_to_ras = read_volume(params.get("volume") or {})
+    return ct.from_array(voxels_kji, ijk_to_ras)
 
 
 def read_volume(params: dict[str, Any]) -> tuple[ArrayKJI, Affine]:
@@ -20,11 +217,34 @@ def read_volume(params: dict[str, Any]) -> tuple[ArrayKJI, Affine]:
             voxels_kji = np.load(path, mmap_mode=None, allow_pickle=False)
         finally:
             path.unlink(missing_ok=True)
-    except (KeyError, TypeError, ValueError, OSError) as problem:
+    except (KeyError, TypeError, ValueError, OSError, EOFError) as problem:
         raise _unreadable(type(problem).__name__) from None
     if voxels_kji.ndim != 3 or ijk_to_ras.shape != (4, 4):
         raise _unreadable(f"{voxels_kji.ndim} axes and a matrix of shape {ijk_to_ras.shape}")
     return voxels_kji, ijk_to_ras
+
+
+def _need(params: Mapping[str, Any], verb: str, name: str) -> Any:
+    if name not in params:
+        raise _incomplete(verb, name)
+    return params[name]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def _incomplete(verb: str, name: str) -> WorkerError:
+    return WorkerError(
+        "The request to the worker is not complete.",
+        found=f"{verb!r} without {name!r}",
+        expected=f"{name!r} among its parameters",
+        next_step="Use the same VelvetMed version for the program and the worker.",
+    )
 
 
 def _unreadable(found: str) -> WorkerError:

@@ -81,6 +81,7 @@ class _Server:
         self._lock = threading.Lock()
         self._todo: queue.SimpleQueue[tuple[Request, Context] | None] = queue.SimpleQueue()
         self._open: dict[int, Context] = {}
+        self._running: int | None = None
         self._idle = threading.Event()
 
     def run(self) -> None:
@@ -90,8 +91,13 @@ class _Server:
         )
         while (item := self._todo.get()) is not None:
             request, context = item
+            with self._lock:
+                if request.id not in self._open:
+                    continue  # Cancelled, and answered, while it waited for its turn.
+                self._running = request.id
             reply = self._answer(request, context)
             with self._lock:
+                self._running = None
                 self._open.pop(request.id, None)
             self._send(reply)
         self._idle.set()
@@ -114,12 +120,11 @@ class _Server:
                 continue
             if request.verb == "close":
                 break
+            if request.verb == "cancel":
+                self._stop(request.id)
+                continue
+            context = Context(request.id, self._send)
             with self._lock:
-                if request.verb == "cancel":
-                    if context := self._open.get(request.id):
-                        context.request_stop()
-                    continue
-                context = Context(request.id, self._send)
                 self._open[request.id] = context
             self._todo.put((request, context))
         # Closed, or the parent is gone: stop what runs, and do not wait for what does not listen.
@@ -130,6 +135,18 @@ class _Server:
         if self._idle.wait(GRACE_S):
             time.sleep(GRACE_S)  # Only a library's own thread can keep the process alive now.
         self._on_parent_gone()
+
+    def _stop(self, number: int) -> None:
+        with self._lock:
+            context = self._open.get(number)
+            if context is None:
+                return
+            if number == self._running:
+                context.request_stop()
+                return
+            # It still waits behind another: answered at once, or the client would take the silence for deafness.
+            del self._open[number]
+        self._send(Reply(kind="error", id=number, data=Cancelled().as_dict()))
 
     def _answer(self, request: Request, context: Context) -> Reply:
         try:
