@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,7 @@ def ask(options: Namespace) -> None:
         "answer": answer.answer,
         "confidence": answer.confidence,
         "finding": answer.finding,
-        "link": None if answer.link is None else asdict(answer.link),
+        "link": None if answer.link is None else answer.link.as_dict(),
         "notice": RESEARCH_USE_ONLY,
     }
     where = "" if answer.link is None else f"  at RAS {_millimetres(answer.link.center_ras_mm)}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY, __version__
+from VelvetMedLib import RESEARCH_USE_ONLY, __version__
 from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, read_case, update_case, write_case
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
@@ -83,23 +83,14 @@ def run_analysis(volume: Volume, bundle: Bundle, *, style: str = "structured", r
     case = Case(
         id=uuid.uuid4().hex[:12],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        disclaimer=f"{DRAFT_DISCLAIMER} {RESEARCH_USE_ONLY}",
-        input=CaseInput(
-            kind=str(volume.provenance.get("source", "array")),
-            shape_kji=volume.shape_kji,
-            ijk_to_ras=tuple(tuple(float(x) for x in row) for row in volume.ijk_to_ras),
-            spacing_mm=volume.spacing_mm,
-            sha256=volume.sha256(),
-        ),
+        input=CaseInput.of(volume),
         model=CaseModel(id=bundle.config.id, version=bundle.config.version, sha256=bundle.sha256, licence=bundle.config.licence),
         segments=segments,
         findings=findings,
         report=draft.report,
-        answers=(),
         timings=dict(run.timings),
         warnings=tuple(volume.warnings),
         run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin},
-        files={},
     )
     return Analysis(case, labels, encoding)
 
@@ -125,7 +116,7 @@ def _write(done: Analysis, volume: Volume, out: Path, *, keep_image: bool, keep_
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".encoding-", dir=out.parent) as temporary:
         stored = save_encoding(Path(temporary) / ENCODING_FILE, done.encoding) if keep_encoding else None
-        write_case(
+        return write_case(
             out,
             done.case,
             segmentation_kji=done.segmentation_kji,
@@ -133,7 +124,6 @@ def _write(done: Analysis, volume: Volume, out: Path, *, keep_image: bool, keep_
             volume=volume if keep_image else None,
             encoding_path=stored,
         )
-    return read_case(out)
 
 
 def case_encoding(folder: Path | str, bundle: Bundle, *, required: bool = False) -> Encoding | None:

@@ -124,7 +124,8 @@ class Evidence:
         if not unseen or (pair and len(unseen) == 1 and not self.truncated(unseen[0])):
             return None
         names = [ontology().structure(name).display for name in unseen]
-        return f"the {' and the '.join(names)} {'is' if len(names) == 1 else 'are'} not covered by this scan"
+        be = "is" if len(names) == 1 and unseen != ["vertebrae"] else "are"
+        return f"the {' and the '.join(names)} {be} not covered by this scan"
 
     def components(self, channel: int) -> tuple[Component, ...]:
         """The components behind the lesion tokens of a channel, largest first."""

@@ -80,7 +80,7 @@ def item_of(path: Path, place: int, bundle: Bundle, run: Run) -> Item:
         case = read_case(path)
         encoding = case_encoding(path, bundle) or _encode_case_image(path, case, bundle, run)
         present = tuple(f.name for f in case.findings if f.state == "present")
-        text = " ".join(s.text for section in case.report.sections for s in section.sentences)
+        text = " ".join(s.text for section in (case.report.sections if case.report else ()) for s in section.sentences)
         return Item(case.id, case.input.sha256, encoding.need_reading().study, present, text)
     scan = path / "ct.nii.gz" if (path / "ct.nii.gz").is_file() else path
     encoding = encode(ct.read(scan), bundle, run=run)

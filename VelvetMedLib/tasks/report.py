@@ -163,5 +163,6 @@ def _impression(findings: tuple[CaseFinding, ...], encoding: Encoding) -> tuple[
         return tuple(lines)
     assessed = sum(f.state != "not_assessed" for f in findings)
     uncertain = sum(f.state == "uncertain" for f in findings)
-    text = f"Of {assessed} findings assessed, none is called present" + (f" and {uncertain} remain uncertain." if uncertain else ".")
+    doubt = f"; {uncertain} stay{'s' if uncertain == 1 else ''} uncertain" if uncertain else ""
+    text = f"None of the findings that could be assessed ({assessed} of {len(findings)}) is called present{doubt}."
     return (Sentence(text=text, state=None, support=None, finding=None, link=None),)

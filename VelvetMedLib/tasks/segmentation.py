@@ -161,7 +161,7 @@ def segments_of(labels_kji: LabelsKJI, volume: Volume | ArrayKJI, grid: Grid) ->
                 label=label,
                 name=entry.name,
                 display=entry.display,
-                code=entry.code.as_dict(),
+                code=entry.code,
                 color=entry.color,
                 kind="lesion" if label >= FIRST_LESION else "organ",
                 volume_ml=measure.volume_ml(mask, part),

@@ -34,11 +34,14 @@ _SIDES = {"left": "left", "right": "right", "both": "both sides"}
 
 @dataclass(frozen=True)
 class Planned:
-    """The answer that follows from findings and segments. key: what the decoder would say if it agreed, None where it was not asked."""
+    """The answer that follows from findings and segments. confidence: None for a plain measurement.
+
+    key: what the decoder would say if it agreed, None where it is not asked.
+    """
 
     text: str
     key: str | None
-    confidence: float
+    confidence: float | None
     finding: str | None = None
     link: Link | None = None
 
@@ -56,13 +59,13 @@ def answer(
     question = " ".join(question.split())[:LONGEST_QUESTION]
     planned = plan_answer(question, findings, segments)
     confidence = planned.confidence
-    if planned.key is not None and encoding is not None and bundle is not None and has_decoder(bundle):
+    if planned.key is not None and confidence is not None and encoding is not None and bundle is not None and has_decoder(bundle):
         said = write([answer_prefix(bundle.tokenizer, question)], encoding, bundle, run)[0]
-        confidence = combined(planned.confidence, planned.key, said)
+        confidence = combined(confidence, planned.key, said)
     return Answer(
         question=question,
         answer=planned.text,
-        confidence=round(confidence, 4),
+        confidence=None if confidence is None else round(confidence, 4),
         finding=planned.finding,
         link=planned.link,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,8 +164,8 @@ def _about_structure(name: str, kind: str | None, segments: Sequence[Segment]) -
     if kind not in ("volume", "size", "presence", "site", "count"):
         return None
     if segment is None:
-        return Planned(f"No {display} was segmented on this scan.", None, 0.5)
+        return Planned(f"No {display} was segmented on this scan.", None, None)
     link = Link(kind="segment", label=segment.label, center_ras_mm=segment.center_ras_mm, box_ras_mm=segment.box_ras_mm)
     partly = " It is partly outside the field of view." if segment.truncated else ""
     text = f"The segment of the {display} measures {segment.volume_ml:.0f} ml.{partly}"
-    return Planned(text, None, 0.5 if segment.truncated else 0.9, None, link)
+    return Planned(text, None, None, None, link)
