@@ -183,8 +183,8 @@ class Case(Record):
     def check(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"Case.schema_version: {self.schema_version} is not {SCHEMA_VERSION}")
-        if self.disclaimer != DRAFT_DISCLAIMER:
-            raise ValueError("Case.disclaimer: the wording may not be changed")
+        if DRAFT_DISCLAIMER not in self.disclaimer:
+            raise ValueError(f"Case.disclaimer: it must contain {DRAFT_DISCLAIMER!r}")
         for what, names in (("label", [s.label for s in self.segments]), ("finding", [f.name for f in self.findings])):
             if len(set(names)) != len(names):
                 raise ValueError(f"Case: a {what} occurs twice")
