@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+# Fixtures that several rooms need; here because pytest wants this in the topmost conftest.
+pytest_plugins = ("Testing.plugins.bundles",)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Qt draws into memory, and no test ever waits for a screen.

@@ -74,8 +74,8 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's scalars and arrays as plain numbers and lists, so that handlers need not convert each one."""
-    for method in ("tolist", "to_dict"):
+    """Numpy's scalars and arrays, and records of a Case, as plain JSON, so that handlers need not convert each one."""
+    for method in ("tolist", "as_dict"):
         convert = getattr(value, method, None)
         if callable(convert):
             return convert()

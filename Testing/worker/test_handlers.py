@@ -1,0 +1,125 @@
+"""The real worker with a random bundle: every request, the kept model, cancelling, errors in four parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from VelvetMedLib.errors import BundleError, CaseError, ScanError, WorkerError
+from VelvetMedLib.worker.client import WorkerClient, server_argv
+from VelvetMedLib.worker.handlers import make_handlers
+from VelvetMedLib.worker.protocol import UNANSWERED, VERBS
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerClient]:
+    root = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with WorkerClient(server_argv(sys.executable, root), env, workdir=tmp_path_factory.mktemp("private")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def analysed(
+    worker: WorkerClient, body: Any, random_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A Case made by the worker, and what the worker said."""
+    out = tmp_path_factory.mktemp("case") / "case"
+    params = {"volume": worker.put_volume(body.voxels_kji, body.ijk_to_ras), "bundle": str(random_bundle_folder), "out": str(out)}
+    return out, worker.wait(worker.request("analyze", params), 120)
+
+
+def test_every_answered_verb_of_the_protocol_has_a_handler_and_no_other():
+    assert set(make_handlers()) == set(VERBS) - UNANSWERED
+
+
+def test_hello_names_versions_without_importing_torch(worker):
+    answer = worker.wait(worker.request("hello"), 60)
+    assert answer["versions"]["torch"] and answer["missing"] == []
+
+
+def test_analyze_writes_the_case_and_says_where_and_how_long(analysed):
+    out, answer = analysed
+    case = json.loads((out / "case.json").read_text(encoding="utf-8"))
+    assert answer["case"] == str(out)
+    assert answer["id"] == case["id"]
+    assert answer["timings"] and len(case["findings"]) == 21
+
+
+def test_a_question_to_the_case_needs_no_bundle_named_while_its_model_is_in_use(worker, analysed):
+    out, _ = analysed
+    answer = worker.wait(worker.request("ask", {"case": str(out), "question": "Is there a pleural effusion?"}), 60)
+    assert answer["answer"] and 0 <= answer["confidence"] <= 1
+
+
+def test_a_phrase_is_grounded_and_its_heat_map_lies_on_the_scans_grid(worker, analysed, tmp_path):
+    from VelvetMedLib.ct import read_header
+
+    out, _ = analysed
+    answer = worker.wait(worker.request("ground", {"case": str(out), "phrase": "the liver", "out": str(tmp_path / "heat.nii.gz")}), 60)
+    assert len(answer["peak_ras_mm"]) == 3
+    assert read_header(tmp_path / "heat.nii.gz").shape_kji == read_header(out / "ct.nii.gz").shape_kji
+
+
+def test_segments_findings_and_report_of_a_case_come_one_by_one(worker, analysed):
+    out, _ = analysed
+    case = json.loads((out / "case.json").read_text(encoding="utf-8"))
+    for verb, key in (("segment", "segments"), ("findings", "findings"), ("report", "report")):
+        assert worker.wait(worker.request(verb, {"case": str(out)}), 60)[key] == case[key]
+
+
+def test_a_folder_is_indexed_and_searched_by_text_and_by_case(worker, analysed, random_bundle_folder, tmp_path):
+    out, _ = analysed
+    named = {"bundle": str(random_bundle_folder)}
+    made = worker.wait(worker.request("index", {"folder": str(out.parent), "out": str(tmp_path / "index"), **named}), 60)
+    assert made == {"count": 1, "skipped": []}
+    hits = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "text": "pleural effusion", **named}), 60)["hits"]
+    assert len(hits) == 1
+    own = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "case": str(out), **named}), 60)
+    assert own == {"hits": []}
+
+
+def test_a_cancelled_analysis_leaves_nothing_behind_and_the_worker_goes_on(worker, make_body, random_bundle_folder, tmp_path):
+    scan = make_body((96, 96, 96), 5.0)
+    params = {
+        "volume": worker.put_volume(scan.voxels_kji, scan.ijk_to_ras),
+        "bundle": str(random_bundle_folder),
+        "out": str(tmp_path / "case"),
+    }
+    number = worker.request("analyze", params)
+    end = time.monotonic() + 30
+    while not any(event.kind == "progress" for event in worker.poll()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    worker.cancel(number)
+    pressed, seen = time.monotonic(), []
+    while not any(event.request_id == number for event in seen):
+        seen += [event for event in worker.poll() if event.kind in ("error", "result")]
+        assert time.monotonic() - pressed < 5
+        time.sleep(0.005)
+    assert time.monotonic() - pressed < 1.0
+    assert seen[0].data["code"] == "cancelled"
+    worker.wait(worker.request("hello"), 60)
+    time.sleep(0.2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_users_errors_come_back_as_their_own_classes(worker, body, tmp_path, random_bundle_folder):
+    with pytest.raises(BundleError):
+        worker.wait(worker.request("load", {"bundle": str(tmp_path / "nothing")}), 60)
+    with pytest.raises(CaseError):
+        worker.wait(worker.request("ask", {"case": str(tmp_path / "nothing"), "question": "?"}), 60)
+    flat = {"volume": worker.put_volume(np.full((40, 40, 40), np.nan, np.float32), np.eye(4)), "bundle": str(random_bundle_folder)}
+    with pytest.raises(ScanError):
+        worker.wait(worker.request("analyze", {**flat, "out": str(tmp_path / "case")}), 60)
+    with pytest.raises(WorkerError, match="not complete"):
+        worker.wait(worker.request("analyze", flat), 60)
+    assert not (tmp_path / "case").exists()
