@@ -1,7 +1,39 @@
 # Every file of the module. Written by `make cmake-lists`: do not edit.
 
 set(MODULE_PYTHON_SCRIPTS
+  "VelvetMed.py"
+  "VelvetMedCore/__init__.py"
+  "VelvetMedCore/library.py"
+  "VelvetMedCore/logic.py"
+  "VelvetMedCore/models.py"
+  "VelvetMedCore/navigation.py"
+  "VelvetMedCore/packages.py"
+  "VelvetMedCore/parameters.py"
+  "VelvetMedCore/protocols.py"
+  "VelvetMedCore/results.py"
+  "VelvetMedCore/runner.py"
+  "VelvetMedCore/sample.py"
+  "VelvetMedCore/settings.py"
+  "VelvetMedCore/volumes.py"
+  "VelvetMedPanels/__init__.py"
+  "VelvetMedPanels/analyze.py"
+  "VelvetMedPanels/ask.py"
+  "VelvetMedPanels/board.py"
+  "VelvetMedPanels/common.py"
+  "VelvetMedPanels/findings.py"
+  "VelvetMedPanels/report.py"
+  "VelvetMedPanels/segments.py"
+  "VelvetMedPanels/setup.py"
   )
 
 set(MODULE_PYTHON_RESOURCES
+  "Resources/Icons/VelvetMed.png"
+  "Resources/UI/Analyze.ui"
+  "Resources/UI/Ask.ui"
+  "Resources/UI/Findings.ui"
+  "Resources/UI/Report.ui"
+  "Resources/UI/Segments.ui"
+  "Resources/UI/Setup.ui"
+  "Resources/UI/VelvetMed.ui"
+  "Resources/requirements.txt"
   )
