@@ -81,6 +81,6 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
     told = low > CHANCE_MARGIN and slope > 0
     return FindingCalibration(
         slope=slope, bias=bias, absent=round(absent, 4), present=round(float(present), 4), assessed=told,
-        reason="" if told else f"not told from chance on synthetic validation cases (AUROC {auroc:.2f}, 95 % interval {low:.2f}-{high:.2f})",
+        reason="" if told else f"not told from chance on synthetic validation (AUROC {auroc:.2f}, 95 % interval {low:.2f}-{high:.2f})",
         auroc=round(auroc, 4), auroc_low=round(low, 4), auroc_high=round(high, 4), positives=positives, negatives=negatives,
     )  # fmt: skip

@@ -38,10 +38,13 @@ class PreparedCase:
     def organs_xyz(self) -> NDArray[np.uint8]:
         return np.load(self.folder / "organs.npy", mmap_mode="r")
 
-    @cached_property
+    @property
     def lesion_bits_xyz(self) -> NDArray[np.uint32]:
-        """Bit c is set where lesion channel c is present."""
-        return np.load(self.folder / "lesions.npy", mmap_mode="r")
+        """Bit c is set where lesion channel c is present. Stored sparsely: most voxels hold none."""
+        dense = np.zeros(self.hu_xyz.shape, np.uint32)
+        with np.load(self.folder / "lesions.npz", allow_pickle=False) as stored:
+            dense.ravel()[stored["index"]] = stored["bits"]
+        return dense
 
     @cached_property
     def lesion_points(self) -> dict[int, NDArray[np.int16]]:
@@ -83,7 +86,8 @@ def _prepare_one(source: Path, *, out: Path) -> None:
             points[str(channel)] = where[generator.permutation(len(where))[:64]].astype(np.int16)
     np.save(folder / "hu.npy", np.ascontiguousarray(np.asarray(case.volume.voxels_kji, np.int16).transpose(2, 1, 0)))
     np.save(folder / "organs.npy", np.ascontiguousarray(np.asarray(case.organs_kji, np.uint8).transpose(2, 1, 0)))
-    np.save(folder / "lesions.npy", bits)
+    index = np.flatnonzero(bits)
+    np.savez(folder / "lesions.npz", index=index.astype(np.int32), bits=bits.ravel()[index])
     np.savez(folder / "points.npz", **points)
     (folder / "done").touch()
 

@@ -1,0 +1,195 @@
+"""The plain training of the demo model: losses against slow twins, resuming, splits, calibration."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+
+from demo.calibrate import calibrate  # noqa: E402
+from demo.checkpoint import MovingAverage, StageState  # noqa: E402
+from demo.data import PreparedCase, crop, crop_batches, split_of  # noqa: E402
+from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits  # noqa: E402
+from demo.language import findings_loss, pack_rows, report_contrast  # noqa: E402
+from demo.results import recall_at  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+
+def slow_organ_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    cross_entropy = -np.mean([np.log(probability[n, label]) for n, label in enumerate(labels)])
+    dice = []
+    for c in range(1, logits.shape[1]):
+        if (labels == c).any():
+            hit = probability[labels == c, c].sum()
+            dice.append((2 * hit + 1) / (probability[:, c].sum() + (labels == c).sum() + 1))
+    return float(cross_entropy + (1 - np.mean(dice) if dice else 0))
+
+
+def test_organ_loss_equals_the_slow_definition_in_float64() -> None:
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(size=(50, 5)), draw.integers(0, 4, 50)
+    fast = organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert float(fast) == pytest.approx(slow_organ_loss(logits, labels), abs=1e-10)
+
+
+def test_organ_loss_of_a_crop_without_organs_is_the_cross_entropy() -> None:
+    logits = np.random.default_rng(1).normal(size=(20, 3))
+    labels = np.zeros(20, np.int64)
+    assert float(organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(slow_organ_loss(logits, labels), abs=1e-10)
+
+
+def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
+    draw = np.random.default_rng(2)
+    logits, targets, weight = draw.normal(size=(40, 3)), (draw.random((40, 3)) < 0.2).astype(float), draw.uniform(1, 3, 40)
+    targets[:, 2] = 0
+    p = 1 / (1 + np.exp(-logits))
+    entropy = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+    focal = (weight[:, None] * (p - targets) ** 2 * entropy).sum() / (targets.sum() + 200)
+    dice = [
+        (2 * (p[:, c] * targets[:, c]).sum() + 1) / ((weight * p[:, c] ** 2).sum() + targets[:, c].sum() + 1)
+        for c in range(3)
+        if targets[:, c].any()
+    ]
+    fast = lesion_loss(torch.from_numpy(logits), torch.from_numpy(targets), torch.from_numpy(weight))
+    assert float(fast) == pytest.approx(focal + np.mean([1 - d for d in dice]), abs=1e-10)
+
+
+def test_sampling_keeps_every_lesion_voxel_exactly_once() -> None:
+    bits = torch.zeros(1000, dtype=torch.int32)
+    bits[::37] = 4
+    drawn, rest = sampled_rows(bits, 0.3, torch.Generator().manual_seed(0))
+    both = torch.cat([drawn, rest])
+    assert len(both.unique()) == len(both)
+    assert set((bits != 0).nonzero()[:, 0].tolist()) <= set(both.tolist())
+    assert 200 < len(drawn) < 400
+
+
+def test_bits_unpack_to_one_column_per_channel() -> None:
+    assert unpack_bits(torch.tensor([0b101, 0b010], dtype=torch.int32), 3).tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_contrast_shares_the_positive_among_reports_that_read_the_same() -> None:
+    draw = np.random.default_rng(3)
+    image, text = (torch.nn.functional.normalize(torch.from_numpy(draw.normal(size=(4, 8))), dim=-1) for _ in range(2))
+    groups = ["a", "b", "a", "c"]
+    logits = (image.float() @ text.float().T * np.exp(1.0)).double().numpy()
+    expected = []
+    for table in (logits, logits.T):
+        log_p = table - np.log(np.exp(table).sum(1, keepdims=True))
+        for i in range(4):
+            same = np.array([g == groups[i] for g in groups])
+            target = 0.9 * same / same.sum() + 0.1 / 4
+            expected.append(-(target * log_p[i]).sum())
+    assert float(report_contrast(image, text, torch.tensor(1.0), groups, 0.1)) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_unknown_findings_have_no_part_in_the_loss() -> None:
+    logits, targets = torch.tensor([[2.0, -9.0]]), torch.tensor([[1.0, float("nan")]])
+    assert float(findings_loss(logits, targets, torch.ones(2))) == pytest.approx(float(np.log1p(np.exp(-2.0))), abs=1e-6)
+
+
+def test_decoder_targets_begin_behind_the_prompt_and_end_with_the_end_token() -> None:
+    ids, targets = pack_rows([([5, 6], [7, 8]), ([5], [9])], end=2, pad=0, longest=10)
+    assert ids.tolist() == [[5, 6, 7, 8, 2], [5, 9, 2, 0, 0]]
+    assert targets.tolist() == [[-100, 7, 8, 2, -100], [9, 2, -100, -100, -100]]
+
+
+def test_twins_stay_in_one_split_and_every_split_is_filled() -> None:
+    groups = [f"g{n // 2}" for n in range(100)]
+    splits = split_of(groups)
+    assert {splits[g] for g in groups} == {"train", "val", "test"}
+    assert sum(splits[g] == "test" for g in groups) == 12
+
+
+def test_a_crop_beyond_the_array_is_filled() -> None:
+    array = np.arange(8).reshape(2, 2, 2)
+    result = crop(array, np.array([-1, 0, 1]), (3, 2, 2), -5)
+    assert result.shape == (3, 2, 2)
+    assert (result[0] == -5).all() and (result[:, :, 1] == -5).all()
+    assert (result[1:, :, 0] == array[:, :, 1]).all()
+
+
+def _stored_case(folder: Path, seed: int) -> PreparedCase:
+    draw = np.random.default_rng(seed)
+    folder.mkdir()
+    np.save(folder / "hu.npy", draw.integers(-1000, 500, (40, 36, 30)).astype(np.int16))
+    np.save(folder / "organs.npy", draw.integers(0, 33, (40, 36, 30)).astype(np.uint8))
+    np.savez(folder / "lesions.npz", index=np.array([5, 99], np.int32), bits=np.array([1, 2], np.uint32))
+    np.savez(folder / "points.npz", **{"0": np.array([[1, 2, 3]], np.int16)})
+    return PreparedCase(folder, folder.name, "train", {"findings": []})
+
+
+def test_batches_after_a_resume_are_those_of_an_unbroken_run(tmp_path: Path) -> None:
+    cases = [_stored_case(tmp_path / f"case{n}", n) for n in range(3)]
+    whole = list(islice(crop_batches(cases, shape=(16, 16, 16), batch=2, seed=4, first_step=0), 5))
+    resumed = list(islice(crop_batches(cases, shape=(16, 16, 16), batch=2, seed=4, first_step=3), 2))
+    for a, b in zip(whole[3:], resumed, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _steps(net: nn.Module, optimiser: torch.optim.Optimizer, average: MovingAverage, first: int, last: int) -> None:
+    for step in range(first, last):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        net(x).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        average.update(net, step)
+
+
+def _stage(folder: Path) -> tuple[nn.Module, torch.optim.AdamW, MovingAverage, StageState]:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1)
+    average = MovingAverage(net, 0.9)
+    return net, optimiser, average, StageState(folder, net, optimiser, average)
+
+
+def _values(net: nn.Module, average: MovingAverage) -> dict[str, Tensor]:
+    return net.state_dict() | {f"average {name}": value for name, value in average.tensors.items()}
+
+
+def test_a_resumed_stage_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
+    net, optimiser, average, _ = _stage(tmp_path / "whole")
+    _steps(net, optimiser, average, 0, 6)
+    broken, broken_optimiser, broken_average, state = _stage(tmp_path / "broken")
+    _steps(broken, broken_optimiser, broken_average, 0, 3)
+    state.save(3, 1.5)
+    again, again_optimiser, again_average, restored = _stage(tmp_path / "broken")
+    assert restored.restore() == (3, 1.5)
+    _steps(again, again_optimiser, again_average, 3, 6)
+    unbroken, resumed = _values(net, average), _values(again, again_average)
+    assert unbroken.keys() == resumed.keys()
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_a_finding_at_chance_is_not_assessed_and_says_so() -> None:
+    draw = np.random.default_rng(0)
+    result = calibrate(draw.normal(size=200), (np.arange(200) % 2).astype(float))
+    assert not result.assessed
+    assert "chance" in result.reason
+
+
+def test_too_few_cases_are_said_to_be_too_few() -> None:
+    truth = np.array([1.0] * 3 + [0.0] * 60)
+    assert "too few" in calibrate(truth * 4, truth).reason
+
+
+def test_a_finding_that_is_told_gets_ordered_thresholds_and_ignores_unknown_states() -> None:
+    draw = np.random.default_rng(0)
+    truth = (draw.random(300) < 0.3).astype(float)
+    logit = truth * 3 + draw.normal(size=300)
+    truth[:20] = np.nan
+    result = calibrate(logit, truth)
+    assert result.assessed and 0 < result.absent <= result.present < 1
+    assert result.positives + result.negatives == 280
+
+
+def test_equal_scores_share_the_credit_of_recall() -> None:
+    assert recall_at(np.zeros((4, 4)), (1, 4)) == {"R@1": 0.25, "R@4": 1.0}
+    assert recall_at(np.eye(3), (1,)) == {"R@1": 1.0}
