@@ -223,7 +223,9 @@ def _aorta(rod, shape, affine, *, ascending: float = 15.0, descending: float = 1
         ({"abdominal": 24.0}, "abdominal_aorta", 48.0),
     ],
 )
-def test_the_widest_stretch_of_the_aorta_is_found_and_named(rod, spacing: float, sizes: dict[str, float], site: str, diameter: float) -> None:
+def test_the_widest_stretch_of_the_aorta_is_found_and_named(
+    rod, spacing: float, sizes: dict[str, float], site: str, diameter: float
+) -> None:
     shape = tuple(int(n / spacing) for n in (260, 140, 100))
     affine = _grid((spacing,) * 3, (-50, -70, -10))
     mask = _aorta(rod, shape, affine, **sizes)

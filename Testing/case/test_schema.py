@@ -61,9 +61,7 @@ def test_the_disclaimer_cannot_be_dropped(small_case: Case) -> None:
         replace(small_case, disclaimer="All clear.")
 
 
-@pytest.mark.parametrize(
-    "text", ["Read from /home/jane.doe/scan.nii.gz", "C:\\Users\\Doe\\ct", "see file://x", "path=/data/DOE/1.dcm"]
-)
+@pytest.mark.parametrize("text", ["Read from /home/jane.doe/scan.nii.gz", "C:\\Users\\Doe\\ct", "see file://x", "path=/data/DOE/1.dcm"])
 def test_a_file_path_cannot_get_into_warnings_or_run(small_case: Case, text: str) -> None:
     with pytest.raises(ValueError, match="path"):
         replace(small_case, warnings=(text,))

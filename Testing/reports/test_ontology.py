@@ -61,7 +61,9 @@ def _verhoeff_holds(code: str) -> bool:
 
 def test_every_code_has_a_right_check_digit_or_is_left_empty() -> None:
     table = ontology()
-    codes = [x.code for x in (*table.structures, *table.lesions, *table.findings)] + [x.category for x in (*table.structures, *table.lesions)]
+    codes = [x.code for x in (*table.structures, *table.lesions, *table.findings)] + [
+        x.category for x in (*table.structures, *table.lesions)
+    ]
     assert not [c for c in codes if c.value and not _verhoeff_holds(c.value)]
     assert not _verhoeff_holds("110765005"), "the check itself must be able to fail"
 

@@ -13,17 +13,38 @@ RUL, RML, RLL = "lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_l
 LUL, LLL = "lung_upper_lobe_left", "lung_lower_lobe_left"
 
 SENTENCES: list[tuple[str, dict[str, Any]]] = [
-    ("Stable 8 mm solid nodule in the right upper lobe, unchanged from the prior study.", {"lung_nodule": (P, {"side": "right", "site": RUL, "size_mm": 8.0})}),
+    (
+        "Stable 8 mm solid nodule in the right upper lobe, unchanged from the prior study.",
+        {"lung_nodule": (P, {"side": "right", "site": RUL, "size_mm": 8.0})},
+    ),
     ("1.4 x 1.1 cm spiculated nodule within the lingula.", {"lung_nodule": (P, {"side": "left", "site": LUL, "size_mm": 14.0})}),
-    ("There are three calcified granulomatous nodules bilaterally, the largest measuring 5 mm.", {"lung_nodule": (P, {"side": "both", "size_mm": 5.0, "count": 3})}),
-    ("Large mass in the left lower lobe measuring approximately 5,2 cm with central necrosis.", {"lung_mass": (P, {"side": "left", "site": LLL, "size_mm": 52.0})}),
+    (
+        "There are three calcified granulomatous nodules bilaterally, the largest measuring 5 mm.",
+        {"lung_nodule": (P, {"side": "both", "size_mm": 5.0, "count": 3})},
+    ),
+    (
+        "Large mass in the left lower lobe measuring approximately 5,2 cm with central necrosis.",
+        {"lung_mass": (P, {"side": "left", "site": LLL, "size_mm": 52.0})},
+    ),
     ("No suspicious pulmonary nodules or masses.", {"lung_nodule": (A, {}), "lung_mass": (A, {})}),
     ("No pleural effusion or pneumothorax.", {"pleural_effusion": (A, {}), "pneumothorax": (A, {})}),
-    ("Small bilateral pleural effusions, right greater than left, with adjacent compressive atelectasis.", {"pleural_effusion": (P, {"side": "both", "severity": "mild"}), "atelectasis": (P, {})}),
-    ("Moderate right-sided pleural effusion; no effusion on the left.", {"pleural_effusion": (P, {"side": "right", "severity": "moderate"})}),
-    ("There is a large left pneumothorax with mediastinal shift to the right.", {"pneumothorax": (P, {"side": "left", "severity": "severe"})}),
+    (
+        "Small bilateral pleural effusions, right greater than left, with adjacent compressive atelectasis.",
+        {"pleural_effusion": (P, {"side": "both", "severity": "mild"}), "atelectasis": (P, {})},
+    ),
+    (
+        "Moderate right-sided pleural effusion; no effusion on the left.",
+        {"pleural_effusion": (P, {"side": "right", "severity": "moderate"})},
+    ),
+    (
+        "There is a large left pneumothorax with mediastinal shift to the right.",
+        {"pneumothorax": (P, {"side": "left", "severity": "severe"})},
+    ),
     ("Tiny apical pneumothorax cannot be entirely excluded.", {"pneumothorax": (U, {})}),
-    ("The lungs are clear without focal consolidation.", {"consolidation": (A, {}), "lung_nodule": (A, {}), "ground_glass_opacity": (A, {}), "lung_mass": (A, {}), "atelectasis": (A, {})}),
+    (
+        "The lungs are clear without focal consolidation.",
+        {"consolidation": (A, {}), "lung_nodule": (A, {}), "ground_glass_opacity": (A, {}), "lung_mass": (A, {}), "atelectasis": (A, {})},
+    ),
     ("Patchy ground-glass opacities in both lungs, likely infectious.", {"ground_glass_opacity": (P, {"side": "both"})}),
     ("Consolidation in the right lower lobe suspicious for pneumonia.", {"consolidation": (P, {"side": "right", "site": RLL})}),
     ("Dense airspace opacity in the middle lobe.", {"consolidation": (P, {"side": "right", "site": RML})}),
@@ -39,7 +60,10 @@ SENTENCES: list[tuple[str, dict[str, Any]]] = [
     ("Extensive calcification of the coronary arteries.", {"coronary_calcification": (P, {"severity": "severe"})}),
     ("Heavy LAD calcification.", {"coronary_calcification": (P, {"severity": "severe"})}),
     ("No coronary calcium.", {"coronary_calcification": (A, {})}),
-    ("Fusiform aneurysm of the ascending aorta measuring up to 4.8 cm.", {"aortic_dilatation": (P, {"site": "ascending_aorta", "size_mm": 48.0})}),
+    (
+        "Fusiform aneurysm of the ascending aorta measuring up to 4.8 cm.",
+        {"aortic_dilatation": (P, {"site": "ascending_aorta", "size_mm": 48.0})},
+    ),
     ("The thoracic aorta is normal in caliber.", {"aortic_dilatation": (A, {})}),
     ("Infrarenal abdominal aortic aneurysm, 5.5 cm in diameter.", {"aortic_dilatation": (P, {"site": "abdominal_aorta", "size_mm": 55.0})}),
     ("No aortic aneurysm or dissection.", {"aortic_dilatation": (A, {})}),
@@ -60,7 +84,10 @@ SENTENCES: list[tuple[str, dict[str, Any]]] = [
     ("Bilateral renal cysts, the largest on the right measuring 42 mm.", {"renal_cyst": (P, {"side": "both", "size_mm": 42.0})}),
     ("Two nonobstructing calculi in the right kidney, up to 6 mm.", {"kidney_stone": (P, {"side": "right", "size_mm": 6.0, "count": 2})}),
     ("No renal calculi or hydronephrosis.", {"kidney_stone": (A, {}), "hydronephrosis": (A, {})}),
-    ("Moderate left hydronephrosis secondary to a 7 mm ureteral stone.", {"hydronephrosis": (P, {"side": "left", "severity": "moderate"}), "kidney_stone": (P, {"size_mm": 7.0})}),
+    (
+        "Moderate left hydronephrosis secondary to a 7 mm ureteral stone.",
+        {"hydronephrosis": (P, {"side": "left", "severity": "moderate"}), "kidney_stone": (P, {"size_mm": 7.0})},
+    ),
     ("Gallstones without cholecystitis.", {}),
     ("The kidneys enhance symmetrically without hydronephrosis.", {"hydronephrosis": (A, {})}),
     ("Splenomegaly, 15.2 cm in craniocaudal length.", {"splenomegaly": (P, {"value": 152.0})}),
@@ -71,15 +98,34 @@ SENTENCES: list[tuple[str, dict[str, Any]]] = [
     ("No acute osseous abnormality; vertebral body heights are preserved.", {"vertebral_compression": (A, {})}),
     ("Possible early compression fracture of L2.", {"vertebral_compression": (U, {"site": "L2"})}),
     ("No change in the 12 mm nodule in the left upper lobe.", {"lung_nodule": (P, {"size_mm": 12.0, "site": LUL, "side": "left"})}),
-    ("The upper abdomen is not included in the scan.", {"liver_lesion": (N, {}), "splenomegaly": (N, {}), "renal_cyst": (N, {}), "hepatic_steatosis": (N, {}), "kidney_stone": (N, {}), "hydronephrosis": (N, {})}),
+    (
+        "The upper abdomen is not included in the scan.",
+        {
+            "liver_lesion": (N, {}),
+            "splenomegaly": (N, {}),
+            "renal_cyst": (N, {}),
+            "hepatic_steatosis": (N, {}),
+            "kidney_stone": (N, {}),
+            "hydronephrosis": (N, {}),
+        },
+    ),
     ("The spleen is incompletely imaged.", {"splenomegaly": (N, {})}),
     ("Evaluation for kidney stones is limited by contrast, and hydronephrosis cannot be assessed.", {"hydronephrosis": (N, {})}),
     ("5 mm slice thickness.", {}),
-    ("RUL nodule 9mm, LLL atelectasis.", {"lung_nodule": (P, {"site": RUL, "size_mm": 9.0}), "atelectasis": (P, {"site": LLL, "side": "left"})}),
+    (
+        "RUL nodule 9mm, LLL atelectasis.",
+        {"lung_nodule": (P, {"site": RUL, "size_mm": 9.0}), "atelectasis": (P, {"site": LLL, "side": "left"})},
+    ),
     ("Nodule in the right middle lobe (previously 8 mm, now 11 mm).", {"lung_nodule": (P, {"site": RML, "size_mm": 11.0})}),
     ("Thyroid nodule on the left.", {}),
-    ("Findings may represent consolidation in the left lower lobe, although atelectasis is also possible.", {"consolidation": (U, {"site": LLL}), "atelectasis": (U, {})}),
-    ("There is no evidence of pneumonia, but a small left pleural effusion is seen.", {"consolidation": (A, {}), "pleural_effusion": (P, {"side": "left", "severity": "mild"})}),
+    (
+        "Findings may represent consolidation in the left lower lobe, although atelectasis is also possible.",
+        {"consolidation": (U, {"site": LLL}), "atelectasis": (U, {})},
+    ),
+    (
+        "There is no evidence of pneumonia, but a small left pleural effusion is seen.",
+        {"consolidation": (A, {}), "pleural_effusion": (P, {"side": "left", "severity": "mild"})},
+    ),
     ("Pleural effusions are absent.", {"pleural_effusion": (A, {})}),
     ("Pneumothorax has resolved.", {"pneumothorax": (A, {})}),
     ("Questionable trace left effusion.", {"pleural_effusion": (U, {"side": "left"})}),

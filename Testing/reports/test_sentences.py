@@ -69,7 +69,15 @@ def test_a_bare_mass_belongs_to_the_organ_of_its_section() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["\x00\x07\u202enodule\u202c", "<script>alert(1)</script>", "a" * 20000, "(" * 500, "no " * 3000, "nodule, " * 500, "\ud83d\ude00 12 mm"],
+    [
+        "\x00\x07\u202enodule\u202c",
+        "<script>alert(1)</script>",
+        "a" * 20000,
+        "(" * 500,
+        "no " * 3000,
+        "nodule, " * 500,
+        "\ud83d\ude00 12 mm",
+    ],
     ids=["controls", "html", "long word", "brackets", "negations", "list", "emoji"],
 )
 def test_strange_text_is_handled_as_plain_data(text: str) -> None:

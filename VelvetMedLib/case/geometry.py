@@ -38,14 +38,14 @@ def affine_of(geometry: Geometry) -> Affine:
 
 def index_box(mask_kji: ArrayKJI) -> Slices | None:
     """Tight (k, j, i) slices around a mask; None where it is empty. Lets all else work on the small crop."""
-    mask = np.asarray(mask_kji, dtype=bool)
+    mask: NDArray[np.bool_] = np.asarray(mask_kji, dtype=bool)
     if mask.ndim != 3:
         raise ValueError(f"expected a mask with three axes (k, j, i), got {mask.ndim}")
-    ji = mask.any(axis=0)
-    j = np.flatnonzero(ji.any(axis=1))
+    ji: NDArray[np.bool_] = np.any(mask, axis=0)
+    j = np.flatnonzero(np.any(ji, axis=1))
     if j.size == 0:
         return None
-    i = np.flatnonzero(ji.any(axis=0))
+    i = np.flatnonzero(np.any(ji, axis=0))
     k = np.flatnonzero(mask.any(axis=(1, 2)))
     return slice(int(k[0]), int(k[-1]) + 1), slice(int(j[0]), int(j[-1]) + 1), slice(int(i[0]), int(i[-1]) + 1)
 

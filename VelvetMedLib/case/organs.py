@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ def cardiothoracic_ratio(heart_kji: ArrayKJI, lungs_kji: ArrayKJI, geometry: Geo
 
 def _widest_row(mask_kji: ArrayKJI, order: tuple[int, int, int]) -> float:
     """Largest extent along R over the axial slices, in voxels."""
-    rows = np.asarray(mask_kji, dtype=bool).transpose(order).any(axis=1)
-    rows = rows[rows.any(axis=1)]
+    rows: NDArray[np.bool_] = np.any(np.asarray(mask_kji, dtype=bool).transpose(order), axis=1)
+    rows = rows[np.any(rows, axis=1)]
     first = rows.argmax(axis=1)
     last = rows.shape[1] - 1 - rows[:, ::-1].argmax(axis=1)
     return float((last - first + 1).max())
@@ -162,7 +162,7 @@ def _aortic_sections(mask_kji: ArrayKJI, geometry: Geometry) -> list[_Section]:
     count = int(label.max()) + 1
     voxels = np.maximum(np.bincount(label, minlength=count), 1)
 
-    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean(values: NDArray[Any]) -> NDArray[Any]:
         return np.bincount(label, weights=values, minlength=count) / voxels
 
     x, y = r * step_r, a * step_a

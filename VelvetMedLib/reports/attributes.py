@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from VelvetMedLib.reports import lexicon
+from VelvetMedLib.reports.lexicon import COUNT, HOUNSFIELD, NUMBER_WORDS, PERCENT, PRIOR_SIZE, RATIO, SIZE, VERTEBRA, lexicon
 from VelvetMedLib.reports.ontology import Ontology, ontology
 from VelvetMedLib.reports.records import FindingRecord, Severity, Side
 
-_SITES = [(re.compile(pattern), name) for pattern, name in lexicon.SITE_PATTERNS]
-_BOTH = re.compile(r"\b(?:bilateral(?:ly)?|both (?:lungs|kidneys|sides|lobes|upper|lower|pleural|hemithoraces)|on either side|biapical|bibasal|bibasilar|each kidney|either kidney|multilobar)\b")
+_BOTH = re.compile(
+    r"\b(?:bilateral(?:ly)?|both (?:lungs|kidneys|sides|lobes|upper|lower|pleural|hemithoraces)|"
+    r"on either side|biapical|bibasal|bibasilar|each kidney|either kidney|multilobar)\b"
+)
+_NOT_A_GRADE = re.compile(
+    r"\b(?:(?:small|large) (?:bowel|airways?|vessels?)|at large|limited (?:by|to|assessment)|"
+    r"(?:most|more) (?:pronounced|marked|severe|extensive))\b"
+)
+_NOT_A_COUNT = re.compile(r"(?:\b(?:segment|grade|type|image|series|[tl]|level|less than|more than|than) ?|\d[.,/x-]|- ?)$")
 
 
 def read_attributes(record: FindingRecord, words: str, region: tuple[int, int], span: tuple[int, int]) -> FindingRecord:
@@ -41,7 +48,7 @@ def _take_sites(near: str) -> tuple[list[str], str]:
     """Sites in order of mention, and the text without their words (so that their "left" is not counted twice)."""
     found: list[tuple[int, str]] = []
     rest = near
-    for pattern, name in _SITES:
+    for pattern, name in lexicon().sites:
         for m in pattern.finditer(rest):
             found.append((m.start(), name))
             rest = rest[: m.start()] + "_" * (m.end() - m.start()) + rest[m.end() :]
@@ -69,7 +76,7 @@ def _side(rest: str, sites: list[str]) -> Side | None:
 
 
 def _level(near: str) -> str | None:
-    m = lexicon.VERTEBRA.search(near)
+    m = VERTEBRA.search(near)
     if m is None:
         return None
     region = m.group(1) or m.group(4) or m.group(5)
@@ -84,9 +91,9 @@ def _number(text: str) -> float:
 
 def _size_mm(near: str) -> float | None:
     """Largest size in mm; earlier sizes ("previously 8 mm") and slice thicknesses do not count."""
-    near = lexicon.PRIOR_SIZE.sub(" ", near)
+    near = PRIOR_SIZE.sub(" ", near)
     sizes = []
-    for m in lexicon.SIZE.finditer(near):
+    for m in SIZE.finditer(near):
         if re.match(r"[\s-]*(?:thick|slice|section|collimation|interval)", near[m.end() :]):
             continue
         factor = 10.0 if m.group(4).startswith("c") else 1.0
@@ -96,18 +103,18 @@ def _size_mm(near: str) -> float | None:
 
 def _value(quantity: str, near: str, size_mm: float | None) -> float | None:
     if quantity == "cardiothoracic_ratio":
-        m = lexicon.RATIO.search(near)
+        m = RATIO.search(near)
         if m is None:
             return None
         text = m.group(1)
         return _number(text.rstrip(" %")) / 100 if text.endswith("%") else _number(text)
     if quantity == "liver_minus_spleen_hu":
-        m = lexicon.HOUNSFIELD.search(near)
+        m = HOUNSFIELD.search(near)
         if m is None or not re.search(r"below|lower|less|spleen", near[m.end() :]):
             return None
         return -abs(_number(m.group(1)))
     if quantity in ("lung_fraction", "height_loss_fraction"):
-        m = lexicon.PERCENT.search(near)
+        m = PERCENT.search(near)
         return _number(m.group(1)) / 100 if m else None
     return size_mm if quantity in ("craniocaudal_length_mm", "aortic_diameter_mm") else None
 
@@ -118,21 +125,20 @@ def _count(words: str, region: tuple[int, int], span: tuple[int, int]) -> int | 
     tail = before[: span[0] - region[0]]
     start = max(0, len(tail) - 48)
     best = None
-    for m in lexicon.COUNT.finditer(before, start):
+    for m in COUNT.finditer(before, start):
         between = before[m.end() : max(span[0] - region[0], m.end())]
         if re.search(r"\b(?:in|of|the|with|measuring|at|than|segment|lobe|grade|type|image|series)\b|[,;]", between):
             continue
-        if re.search(r"(?:\b(?:segment|grade|type|image|series|[tl]|level|less than|more than|than) ?|\d[.,/x-]|- ?)$", before[: m.start()]):
+        if _NOT_A_COUNT.search(before[: m.start()]):
             continue
         best = m.group(1)
     if best is None:
         return None
     if best in ("single", "solitary"):
         return 1
-    return lexicon.NUMBER_WORDS.get(best) or (int(best) if best.isdigit() else None)
+    return NUMBER_WORDS.get(best) or (int(best) if best.isdigit() else None)
 
 
 def _severity(near: str) -> Severity | None:
-    near = re.sub(r"\b(?:small|large) (?:bowel|airways?|vessels?)\b|\bat large\b|\blimited (?:by|to|assessment)\b|\b(?:most|more) (?:pronounced|marked|severe|extensive)\b", " ", near)
-    m = lexicon.GRADE.search(near)
-    return lexicon.GRADES[m.group(1)] if m else None
+    m = lexicon().grade.search(_NOT_A_GRADE.sub(" ", near))
+    return lexicon().grades[m.group(1)] if m else None

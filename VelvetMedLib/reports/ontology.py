@@ -163,7 +163,8 @@ class Ontology:
 
     @cached_property
     def _labels(self) -> dict[int, Structure | Lesion]:
-        return {x.label: x for x in (*self.structures, *self.lesions)}
+        entries: list[Structure | Lesion] = [*self.structures, *self.lesions]
+        return {entry.label: entry for entry in entries}
 
     def structure(self, name: str) -> Structure:
         """Raises KeyError on an unknown name, as the three look-ups below do."""
@@ -265,7 +266,7 @@ def _check(table: Ontology) -> None:
         unknown = set(finding.requires) - names
         if unknown or finding.section not in table.sections or (finding.lesion is not None and finding.lesion not in channels):
             raise ValueError(f"finding {finding.name!r} names an unknown structure, section or lesion channel")
-    labels = [x.label for x in (*table.structures, *table.lesions)]
+    labels = [s.label for s in table.structures] + [x.label for x in table.lesions]
     if len(set(labels)) != len(labels):
         raise ValueError("a label is used twice")
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from VelvetMedLib.reports import lexicon
 from VelvetMedLib.reports.attributes import read_attributes
+from VelvetMedLib.reports.lexicon import lexicon
 from VelvetMedLib.reports.ontology import ontology
 from VelvetMedLib.reports.records import FindingRecord, State
 from VelvetMedLib.reports.sentences import is_irrelevant, split_sections, split_sentences
@@ -38,13 +37,6 @@ class Cue:
     end: int
     state: State
     before: bool
-
-
-@lru_cache(maxsize=1)
-def _patterns() -> tuple[list[tuple[str, re.Pattern[str]]], list[tuple[State, bool, re.Pattern[str]]]]:
-    findings = [(name, re.compile(rf"(?<![-\w])(?:{pattern})(?!\w)")) for name, pattern in lexicon.FINDING_TERMS.items()]
-    cues: list[tuple[State, bool, re.Pattern[str]]] = [(state, side == "pre", re.compile(pattern)) for state, side, pattern in lexicon.CUES]
-    return findings, cues
 
 
 def normalise(text: str) -> str:
@@ -88,8 +80,7 @@ def find_findings(text: str) -> list[str]:
 
 def _find_spans(words: str) -> list[Span]:
     """Non-overlapping mentions; the longest wins where two findings' words overlap."""
-    findings, _ = _patterns()
-    spans = [Span(m.start(), m.end(), name) for name, pattern in findings for m in pattern.finditer(words)]
+    spans = [Span(m.start(), m.end(), name) for name, pattern in lexicon().findings for m in pattern.finditer(words)]
     spans.sort(key=lambda s: (s.start - s.end, s.start))
     kept: list[Span] = []
     for span in spans:
@@ -98,9 +89,14 @@ def _find_spans(words: str) -> list[Span]:
     return sorted(kept, key=lambda s: s.start)
 
 
+_BARE = re.compile(
+    r"masses|mass|(?:simple )?cysts?|nodules?|(?:(?:focal|hypodense|hypoattenuating|low-attenuation) )+lesions?|stones?|calcul(?:us|i)"
+)  # fmt: skip
 _OTHER_ORGANS = re.compile(
-    r"\b(?:thyroid|adrenal|breast|ovar\w+|uter\w+|prostat\w+|pancrea\w+|splenic cyst|bone|osseous|brain|gallbladder|biliary|bladder|thymic|subcutaneous|soft[- ]tissue)\b"
+    r"\b(?:thyroid|adrenal|breast|ovar\w+|uter\w+|prostat\w+|pancrea\w+|splenic cyst|bone|osseous|brain|gallbladder|biliary|"
+    r"bladder|thymic|subcutaneous|soft[- ]tissue)\b"
 )
+_LIST_GAP = re.compile(r"[\s,/]*(?:and|or|nor|and/or|,)?[\s,]*(?:(?:a|an|any|left|right|bilateral|enlarged|mediastinal|focal) ?)*")
 _ANCHORS = {
     "liver": re.compile(r"\b(?:liver|hepatic|segment [ivx\d]+)\b"),
     "kidney": re.compile(r"\b(?:kidneys?|renal)\b"),
@@ -113,8 +109,7 @@ def _resolve(spans: list[Span], words: str, section: str) -> list[Span]:
     resolved = []
     for span in spans:
         text = words[span.start : span.end]
-        bare = re.fullmatch(r"(?:masses|mass|(?:simple )?cysts?|nodules?|(?:focal |hypodense |hypoattenuating |low-attenuation )+lesions?|stones?|calcul(?:us|i))", text)
-        if bare is None:
+        if _BARE.fullmatch(text) is None:
             resolved.append(span)
             continue
         near = _clause(words, span)
@@ -142,13 +137,12 @@ def _clause(words: str, span: Span) -> str:
 
 def _find_cues(words: str) -> list[Cue]:
     """Cues without overlap: earlier kinds in the lexicon win, then longer ones; pseudo-negations block what they cover."""
-    _, patterns = _patterns()
-    taken = [m.span() for m in lexicon.PSEUDO_NEGATION.finditer(words)]
+    taken = [m.span() for m in lexicon().pseudo_negation.finditer(words)]
     cues: list[Cue] = []
-    for state, before, pattern in patterns:
-        for m in pattern.finditer(words):
+    for kind in lexicon().cues:
+        for m in kind.pattern.finditer(words):
             if m.end() > m.start() and all(m.end() <= a or m.start() >= b for a, b in taken):
-                cues.append(Cue(m.start(), m.end(), state, before))
+                cues.append(Cue(m.start(), m.end(), kind.state, kind.before))
                 taken.append(m.span())
     return sorted(cues, key=lambda c: c.start)
 
@@ -188,8 +182,7 @@ def _state(span: Span, spans: list[Span], cues: list[Cue], words: str) -> State:
 def _cut(words: str, cue: Cue, span: Span, spans: list[Span]) -> bool:
     """True where something between a leading cue and the finding ends the cue's scope."""
     between = words[cue.end : span.start]
-    end = lexicon.SCOPE_ENDS.search(between)
-    if end is not None:
+    if lexicon().scope_ends.search(between):
         # "cannot be assessed because ..." and "no X, which ...": beyond these words a new statement begins.
         return True
     others = [s for s in spans if cue.end <= s.start < span.start]
@@ -215,8 +208,7 @@ def _reaches_back(words: str, cue: Cue, span: Span, spans: list[Span]) -> bool:
     if after:
         # A shared cue needs a plain list between the two findings: "X and Y are not seen".
         gaps = words[span.end : after[0].start]
-        plain = re.fullmatch(r"[\s,/]*(?:and|or|nor|and/or|,)?[\s,]*(?:(?:a|an|any|left|right|bilateral|enlarged|mediastinal|focal) ?)*", gaps)
-        return plain is not None and _reaches_back(words, cue, after[0], spans)
+        return _LIST_GAP.fullmatch(gaps) is not None and _reaches_back(words, cue, after[0], spans)
     if cue.state == "uncertain" and cue.start > span.end and re.search(r"\b(?:is|are) (?:seen|present|noted)\b", between):
         return False
     return len(between.split()) <= 20
@@ -228,13 +220,13 @@ def _organ_statements(words: str, cues: list[Cue], named: set[str]) -> list[Find
     unseen = [c for c in cues if c.state == "not_assessed"]
     doubtful = re.search(r"\bborderline\b|\bupper limits? of normal\b|\bat the upper limit\b|\bslightly prominent\b", words)
     if unseen and not named:
-        for pattern, names in lexicon.ORGAN_UNSEEN:
-            for m in re.finditer(pattern, words):
+        for pattern, names in lexicon().organ_unseen:
+            for m in pattern.finditer(words):
                 if any(c.start >= m.end() or c.end <= m.start() for c in unseen):
                     result.update(dict.fromkeys(names, "not_assessed"))
         return [FindingRecord(name=n, state=s) for n, s in result.items()]
-    for pattern, names in lexicon.ORGAN_NORMAL:
-        for m in re.finditer(rf"\b(?:{pattern})", words):
+    for pattern, names in lexicon().organ_normal:
+        for m in pattern.finditer(words):
             if re.search(r"\b(?:not|no longer)(?: entirely| completely)? $", words[: m.start()]) or "not " in m.group():
                 continue
             # "upper limit of normal" and "otherwise normal" are not "normal".
@@ -243,8 +235,8 @@ def _organ_statements(words: str, cues: list[Cue], named: set[str]) -> list[Find
             result.update({n: "absent" for n in names if n not in named})
     records = []
     if doubtful and not any(c.state == "not_assessed" for c in cues):
-        for pattern, names in lexicon.ORGAN_BORDERLINE:
-            if re.search(pattern, words):
+        for pattern, names in lexicon().organ_borderline:
+            if pattern.search(words):
                 for name in names:
                     if name not in named:
                         result.pop(name, None)

@@ -16,7 +16,7 @@ from VelvetMedLib.reports.ontology import Finding, ontology
 from VelvetMedLib.reports.records import FindingRecord
 
 SIZE, COUNT, VALUE = "[SIZE]", "[COUNT]", "[VALUE]"
-_COUNT_WORDS = "zero one two three four five six seven eight nine ten".split()
+_COUNT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _ADVERBS = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
 
 
@@ -217,7 +217,11 @@ def render_template(template: str, parts: Parts, rng: np.random.Generator) -> tu
         said += parts.said[name]
         text = text.replace("{" + token + "}", parts.words[name])
     # A noun phrase that ends in ", the largest measuring [SIZE]" can only end the sentence.
-    if "{np}" in template and f", the largest measuring {SIZE}" in parts.words.get("np", "") and not re.search(r"\{np\}(\{place\})?\.$", template):
+    if (
+        "{np}" in template
+        and f", the largest measuring {SIZE}" in parts.words.get("np", "")
+        and not re.search(r"\{np\}(\{place\})?\.$", template)
+    ):
         return None
     # The same size twice in one sentence is a slip of the template, not of the record.
     if text.count(SIZE) > 1:

@@ -19,7 +19,12 @@ KINDS: tuple[str, ...] = ("presence", "side", "site", "size", "count", "severity
 
 _ASK: dict[str, tuple[str, ...]] = {
     "presence": ("Is there {a}?", "Does the scan show {a}?", "Do you see {a}?", "Is {a} present?", "Any sign of {x}?", "Can {a} be seen?"),
-    "side": ("On which side is the {x}?", "Is the {x} on the left or on the right?", "Which side is the {x} on?", "Which side shows the {x}?"),
+    "side": (
+        "On which side is the {x}?",
+        "Is the {x} on the left or on the right?",
+        "Which side is the {x} on?",
+        "Which side shows the {x}?",
+    ),
     "site": ("Where is the {x}?", "In which part is the {x}?", "What is the location of the {x}?", "Where exactly is the {x} located?"),
     "size": ("How large is the {x}?", "What is the size of the {x}?", "What is the diameter of the {x}?", "How big is the {x}?"),
     "count": ("How many {xs} are there?", "What is the number of {xs}?", "How many {xs} do you see?"),
@@ -104,7 +109,18 @@ def _question(kind: str, finding: Finding, slotted: str, record: FindingRecord, 
 
 
 _COUNT_NOUNS = frozenset(
-    ("lung_nodule", "lung_mass", "pleural_effusion", "pneumothorax", "pericardial_effusion", "hiatal_hernia", "liver_lesion", "renal_cyst", "kidney_stone", "vertebral_compression")
+    (
+        "lung_nodule",
+        "lung_mass",
+        "pleural_effusion",
+        "pneumothorax",
+        "pericardial_effusion",
+        "hiatal_hernia",
+        "liver_lesion",
+        "renal_cyst",
+        "kidney_stone",
+        "vertebral_compression",
+    )
 )
 
 
@@ -124,10 +140,22 @@ _KIND_CUES: tuple[tuple[str, str], ...] = (
     ("severity", r"\bhow (?:severe|bad|pronounced|marked|extensive)\b|\bseverity\b|\bdegree\b|\bgrade\b|\bextent\b"),
     ("size", r"\bhow (?:large|big|small|long|wide|thick)\b|\bsize\b|\bdiameter\b|\bmeasure|\bdimension|\blength\b|\bwidth\b"),
     ("side", r"\bwhich side\b|\bleft or\b|\bright or\b|\bwhat side\b|\bleft-sided or\b|\blateralit|\bwhich (?:kidney|lung)\b"),
-    ("site", r"\bwhere\b|\blocation\b|\blocated\b|\bwhich (?:lobe|part|level|vertebra|segment)\b|\bin which\b|\bwhat (?:lobe|part|level|vertebra)\b|\bposition\b"),
-    ("findings", r"\bfindings\b|\babnormalit|\bwhat does (?:the|this) (?:scan|ct|study|image)|\bwhat do you see\b|\bsummar|\bwhat is wrong\b|\bdescribe\b|\bwhat is (?:seen|visible)\b|\bpatholog"),
+    (
+        "site",
+        r"\bwhere\b|\blocation\b|\blocated\b|\bwhich (?:lobe|part|level|vertebra|segment)\b|\bin which\b|"
+        r"\bwhat (?:lobe|part|level|vertebra)\b|\bposition\b",
+    ),
+    (
+        "findings",
+        r"\bfindings\b|\babnormalit|\bwhat does (?:the|this) (?:scan|ct|study|image)|\bwhat do you see\b|\bsummar|"
+        r"\bwhat is wrong\b|\bdescribe\b|\bwhat is (?:seen|visible)\b|\bpatholog",
+    ),
     ("normal", r"\b(?:is|are|does|looks?|everything|completely) (?:\w+ ){0,4}?(?:normal|unremarkable|healthy|fine|ok)\b"),
-    ("presence", r"^(?:is|are|was|does|do|has|have|can|could|any|did)\b|\bis there\b|\bare there\b|\bany\b|\bevidence\b|\bsigns? of\b|\bpresent\b|\?$"),
+    (
+        "presence",
+        r"^(?:is|are|was|does|do|has|have|can|could|any|did)\b|\bis there\b|\bare there\b|\bany\b|\bevidence\b|"
+        r"\bsigns? of\b|\bpresent\b|\?$",
+    ),
 )
 _KINDS = tuple((kind, re.compile(pattern)) for kind, pattern in _KIND_CUES)
 

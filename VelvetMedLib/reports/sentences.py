@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 
-_HEADINGS = (
-    "technique examination exam procedure protocol comparison prior indication history clinical information question "
-    "findings report lungs lung airways pleura heart cardiac pericardium vessels aorta mediastinum hila lymph nodes liver biliary "
-    "kidneys kidney renal spleen pancreas adrenals bowel stomach abdomen chest thorax bones bone spine skeleton soft tissues "
-    "impression conclusion summary opinion recommendation other"
-).split()
-_HEADING_WORDS = frozenset(_HEADINGS) | {"and", "of", "the", "tissue", "system", "upper", "lower", "data", "ct", "great", "osseous", "structures"}
+_HEADINGS = frozenset(
+    """technique examination exam procedure protocol comparison prior indication history clinical information question
+    findings report lungs lung airways pleura heart cardiac pericardium vessels aorta mediastinum hila lymph nodes liver
+    biliary kidneys kidney renal spleen pancreas adrenals bowel stomach abdomen chest thorax bones bone spine skeleton soft
+    tissues impression conclusion summary opinion recommendation other""".split()  # noqa: SIM905
+)
+_HEADING_WORDS = _HEADINGS | frozenset("and of the tissue system upper lower data ct great osseous structures".split())  # noqa: SIM905
 IRRELEVANT_TITLES = frozenset(
-    "technique examination exam procedure protocol comparison prior indication history clinical information question data".split()
+    """technique examination exam procedure protocol comparison prior indication history clinical information question
+    data""".split()  # noqa: SIM905
 )
 """Words of headings whose sections say nothing about what is seen: how and why the scan was made, what it was compared with."""
 
+_DIRECTION_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|approx|ca|cf|dr|mr|mrs|ms|prof|no|nr|fig|vs|resp|incl|max|min|ant|post|sup|inf|dd|st)|\b[A-Za-z])\.$", re.IGNORECASE
 )
@@ -69,9 +71,9 @@ def _split_block(text: str) -> list[str]:
         head = text[start : match.end()]
         rest = text[match.end() :].lstrip()
         # "1." before a word is a list number; "approx." and "J." do not end a sentence unless nothing follows.
-        if rest and (_ABBREVIATION.search(head) or re.fullmatch(r"\s*\(?\d{1,2}\.", head)):
-            if not _starts_anew(head, rest):
-                continue
+        unfinished = _ABBREVIATION.search(head) or re.fullmatch(r"\s*\(?\d{1,2}\.", head)
+        if rest and unfinished and not _starts_anew(head, rest):
+            continue
         # A full stop before a lower-case word is an abbreviation we do not know.
         if rest and match.group() == "." and rest[0].islower():
             continue
@@ -82,7 +84,7 @@ def _split_block(text: str) -> list[str]:
 
 
 def _starts_anew(head: str, rest: str) -> bool:
-    """A single letter ends a sentence where it is a level or a unit ("segment IV.", "vitamin D." stay joined otherwise)."""
+    """True for a "No." that is an answer and not the abbreviation of number."""
     return bool(re.search(r"\b(?:no|nr|fig)\.$", head, re.IGNORECASE)) and not rest[0].isdigit() and not rest[0].islower()
 
 
@@ -92,7 +94,7 @@ def _heading(line: str) -> tuple[str | None, str]:
         return None, ""
     title, colon, rest = match.group(1).strip(), match.group(2), match.group(3).strip()
     words = re.findall(r"[a-z]+", title.lower())
-    if not words or len(words) > 5 or any(w not in _HEADING_WORDS for w in words) or not set(words) & set(_HEADINGS):
+    if not words or len(words) > 5 or any(w not in _HEADING_WORDS for w in words) or not set(words) & _HEADINGS:
         return None, ""
     # "Spleen" alone on a line is a heading; a colon or capitals make it certain, as does a line with nothing else.
     return (title, rest) if colon or not rest else (None, "")
@@ -101,4 +103,4 @@ def _heading(line: str) -> tuple[str | None, str]:
 def _clean(text: str) -> str:
     """Control characters out, one kind of line end, dashes and spaces in one form. Text is data: nothing in it is interpreted."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ").replace("\u2212", "-").replace("\u2011", "-")
-    return "".join(c for c in text if c in "\n\t" or ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F and c not in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e")
+    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F and c not in _DIRECTION_MARKS))
