@@ -163,6 +163,7 @@ class VelvetMedTest(ScriptedLoadableModuleTest):
 
     def test_a_volume_is_read_with_its_place(self) -> None:
         import numpy as np
+
         from VelvetMedCore.volumes import read_volume_node
 
         ijk_to_ras = np.array([[-0.8, 0, 0, 11], [0, 0.9, 0, -22], [0, 0, 2.5, 33], [0, 0, 0, 1.0]])
@@ -174,6 +175,7 @@ class VelvetMedTest(ScriptedLoadableModuleTest):
 
     def test_a_label_map_is_refused_in_words(self) -> None:
         import numpy as np
+
         from VelvetMedCore.volumes import read_volume_node
         from VelvetMedLib.errors import ScanError
 

@@ -40,7 +40,7 @@ def host() -> Any:
 @pytest.fixture(scope="session")
 def loaded_module(host: Any) -> Any:
     """The module as Slicer loads it at start-up."""
-    module, instance = host.load_module(MODULE_FILE)
+    module, _ = host.load_module(MODULE_FILE)
     host.app.startupCompleted.emit()
     from VelvetMedCore.library import make_importable
 
@@ -143,114 +143,9 @@ def labels() -> np.ndarray:
 def make_case(tmp_path: Path, labels: np.ndarray) -> Callable[..., Path]:
     """Writes a small finished Case, as the worker would, and returns its folder."""
 
-    def make(folder: Path | None = None, *, grid_shape: tuple[int, int, int] | None = None, **changes: Any) -> Path:
-        return write_small_case(folder or tmp_path / "case", changes.pop("labels", labels), **changes)
+    def make(folder: Path | None = None, **changes: Any) -> Path:
+        from velvetmed_phantom import write_small_case
+
+        return write_small_case(folder or tmp_path / "case", changes.pop("labels", labels), OBLIQUE_LEFT_HANDED, **changes)
 
     return make
-
-
-def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarray = OBLIQUE_LEFT_HANDED, **changes: Any) -> Path:
-    from VelvetMedLib import DRAFT_DISCLAIMER
-    from VelvetMedLib.case import (
-        Case,
-        CaseFinding,
-        CaseInput,
-        CaseModel,
-        Link,
-        Report,
-        Section,
-        Segment,
-        Sentence,
-        write_case,
-    )
-    from VelvetMedLib.ct import Grid
-    from VelvetMedLib.reports import ontology
-
-    def place(mask: np.ndarray) -> tuple[tuple[float, ...], tuple[tuple[float, ...], tuple[float, ...]]]:
-        indices = np.argwhere(mask)[:, ::-1]
-        points = indices @ ijk_to_ras[:3, :3].T + ijk_to_ras[:3, 3]
-        low, high = points.min(0), points.max(0)
-        return tuple(points.mean(0).tolist()), (tuple(low.tolist()), tuple(high.tolist()))
-
-    def code_of(item: Any) -> Any:
-        return getattr(item, "code", None)
-
-    segments = []
-    known = {item.label: (item, kind) for kind, items in (("organ", ontology().structures), ("lesion", ontology().lesions)) for item in items}
-    voxel_ml = abs(float(np.linalg.det(ijk_to_ras[:3, :3]))) / 1000
-    for label in (int(value) for value in np.unique(labels_kji) if value):
-        item, kind = known[label]
-        center, box = place(labels_kji == label)
-        segments.append(
-            Segment(
-                label=label,
-                name=item.name,
-                display=item.display,
-                code=code_of(item),
-                color=tuple(item.color),
-                kind=kind,
-                volume_ml=float((labels_kji == label).sum()) * voxel_ml,
-                mean_hu=40.0,
-                truncated=label == 4,
-                center_ras_mm=center,
-                box_ras_mm=box,
-            )
-        )
-    center, box = place(labels_kji == 101) if (labels_kji == 101).any() else place(labels_kji > 0)
-    link = Link(kind="lesion", label=101, center_ras_mm=center, box_ras_mm=box)
-    findings = []
-    for finding in ontology().findings:
-        values: dict[str, Any] = {
-            "name": finding.name,
-            "display": finding.display,
-            "state": "absent",
-            "probability": 0.04,
-            "side": None,
-            "site": None,
-            "size_mm": None,
-            "count": None,
-            "severity": None,
-            "value": None,
-            "unit": None,
-            "volume_ml": None,
-            "reason": None,
-            "link": None,
-        }
-        if finding.name == "lung_nodule":
-            values |= {"state": "present", "probability": 0.91, "side": "left", "site": "lung_upper_lobe_left"}
-            values |= {"size_mm": 7.2, "count": 1, "link": link}
-        if finding.name == "pleural_effusion":
-            values |= {"state": "uncertain", "probability": 0.44, "side": "right", "link": link}
-        if finding.name == "splenomegaly":
-            values |= {"state": "not_assessed", "probability": None, "reason": "The spleen is not wholly in the scan."}
-        findings.append(CaseFinding(**values))
-    sentences = (
-        Sentence(text="A nodule of 7 mm in the left upper lobe.", state="present", support=0.91, finding="lung_nodule", link=link),
-        Sentence(text="No consolidation <b>.", state="absent", support=0.95, finding="consolidation", link=None),
-        Sentence(text="A small right pleural effusion is possible.", state="uncertain", support=0.44, finding="pleural_effusion", link=link),
-    )
-    values = {
-        "id": "case",
-        "created": "2026-11-21T12:00:00+00:00",
-        "disclaimer": DRAFT_DISCLAIMER,
-        "input": CaseInput(
-            kind="array",
-            shape_kji=labels_kji.shape,
-            ijk_to_ras=ijk_to_ras.tolist(),
-            spacing_mm=tuple(np.linalg.norm(ijk_to_ras[:3, :3], axis=0).tolist()),
-            sha256="0" * 64,
-        ),
-        "model": CaseModel(id="demo", version="1", sha256="1" * 64, licence="Apache-2.0"),
-        "segments": tuple(segments),
-        "findings": tuple(findings),
-        "report": Report(style="structured", sections=(Section(title="Lungs", sentences=sentences),)),
-        "answers": (),
-        "timings": {"total": 1.0},
-        "warnings": (),
-        "run": {},
-        "files": {},
-    }
-    case = Case(**{**values, **changes})
-    grid = Grid(shape_kji=tuple(labels_kji.shape), ijk_to_ras=ijk_to_ras)
-    write_case(folder, case, segmentation_kji=labels_kji, grid=grid)
-    return folder

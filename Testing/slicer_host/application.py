@@ -21,7 +21,6 @@ manners.install()
 LOGICS = {
     "Colors": "vtkMRMLColorLogic",  # first: the others look it up, and without it slices are black
     "Volumes": "vtkSlicerVolumesLogic",
-    "Terminologies": "vtkSlicerTerminologiesModuleLogic",
     "Segmentations": "vtkSlicerSegmentationsModuleLogic",
     "SubjectHierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
     "Tables": "vtkSlicerTablesLogic",
@@ -116,10 +115,8 @@ class HostApplication(QtCore.QObject):
         return types.SimpleNamespace(noMainWindow=True, testingEnabled=self.testing)
 
 
-class _Kept:
-    """Logics are not owned by the scene: without a Python reference they die, and the scene with them."""
-
-    references: list[Any] = []
+_kept: list[Any] = []
+"""Logics are not owned by the scene: without a Python reference they die, and the scene with them."""
 
 
 def _add_data_io(scene: Any, logic: Any, cache: Path) -> None:
@@ -134,7 +131,7 @@ def _add_data_io(scene: Any, logic: Any, cache: Path) -> None:
     data_io.SetMRMLApplicationLogic(logic)
     data_io.SetAndObserveDataIOManager(remote.GetDataIOManager())
     remote.AddDataIOToScene()
-    _Kept.references += [remote, data_io]
+    _kept.extend((remote, data_io))
 
 
 def add_slicer_module(name: str, **contents: Any) -> types.ModuleType:
@@ -173,6 +170,6 @@ def start_application() -> HostApplication:
     crosshair.SetCrosshairName("default")
     scene.AddNode(crosshair)
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
-    _Kept.references += [logic, scene]
+    _kept.extend((logic, scene))
     slicer.app = HostApplication(qapplication, scene, logic, temporary)
     return slicer.app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
@@ -171,7 +171,7 @@ class ctkMessageBox(QtWidgets.QMessageBox):
     """Answers at once with `answer` and remembers what it was asked: a test must never wait for a person."""
 
     answer = QtWidgets.QMessageBox.Ok
-    shown: list[str] = []
+    shown: ClassVar[list[str]] = []
 
     def exec_(self) -> Any:
         type(self).shown.append(self.text)

@@ -13,6 +13,7 @@ import vtk
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, read_segmentation, report_markdown
+from VelvetMedLib.errors import CaseError
 
 if TYPE_CHECKING:
     from VelvetMedLib.case import Segment
@@ -47,7 +48,7 @@ def insert_case(case: Case, folder: Path, volume_node: Any) -> ResultNodes:
         added.append(_add_text(f"{NAME_PREFIX} case", "case", case_to_text(case), hidden=True))
     except BaseException:
         for node in added:
-            slicer.mrmlScene.RemoveNode(node)
+            _remove(node)
         raise
     return ResultNodes(segmentation=added[0], findings=added[1], report=added[2], case=added[3])
 
@@ -65,12 +66,12 @@ def add_segmentation(segments: tuple[Segment, ...], labels_kji: LabelsKJI, ijk_t
     node.CreateDefaultDisplayNodes()
     if volume_node is not None and volume_node.GetParentTransformNode() is None:
         node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-    label_map = _label_map_outside_the_scene(labels_kji, by_label, ijk_to_ras)
+    label_map = _temporary_label_map(labels_kji, present, ijk_to_ras)
     try:
         if present and not slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(label_map, node, identifiers):
             raise RuntimeError("the segments could not be added to the scene")
     except BaseException:
-        scene.RemoveNode(node)
+        _remove(node)
         raise
     finally:
         scene.RemoveNode(label_map)
@@ -79,16 +80,24 @@ def add_segmentation(segments: tuple[Segment, ...], labels_kji: LabelsKJI, ijk_t
     return node
 
 
-def _label_map_outside_the_scene(labels_kji: LabelsKJI, known: dict[int, Any], ijk_to_ras: Affine) -> Any:
-    """A temporary, hidden label map node; labels without a segment are background."""
-    dtype = np.uint8 if labels_kji.size == 0 or labels_kji.max() <= 255 else np.uint16
-    keep = np.zeros(int(labels_kji.max(initial=0)) + 1, dtype)
-    for label in known:
-        if label < keep.size:
-            keep[label] = label
+def _remove(node: Any) -> None:
+    """With its display nodes, which the scene would keep."""
+    if node.IsA("vtkMRMLDisplayableNode"):
+        for index in reversed(range(node.GetNumberOfDisplayNodes())):
+            slicer.mrmlScene.RemoveNode(node.GetNthDisplayNode(index))
+    slicer.mrmlScene.RemoveNode(node)
+
+
+def _temporary_label_map(labels_kji: LabelsKJI, present: list[int], ijk_to_ras: Affine) -> Any:
+    """A hidden label map node whose labels are 1, 2, 3, ... in the order of `present`; any other label is background.
+
+    When ids are given, the import counts its segments from 1 and does not look at the labels' own values (seen in slicer-core 5.13).
+    """
+    number = np.zeros(int(labels_kji.max(initial=0)) + 1, np.uint8 if len(present) < 256 else np.uint16)
+    number[present] = np.arange(1, len(present) + 1)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{NAME_PREFIX} labels")
     node.SetHideFromEditors(True)
-    slicer.util.updateVolumeFromArray(node, keep[labels_kji])
+    slicer.util.updateVolumeFromArray(node, number[labels_kji])
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras))
     return node
 
@@ -104,8 +113,8 @@ def _dress(segment: Any, description: Segment) -> None:
 def terminology_entry(segment: Segment) -> str:
     """Slicer's serialised terminology: category, type from the segment's code, and the side as its modifier."""
     category = ORGAN_CATEGORY if segment.kind == "organ" else LESION_CATEGORY
-    code = segment.code
-    type_triple = (code.value, code.scheme, code.meaning) if code is not None else ("", "", segment.display)
+    code = segment.code  # without a value where no code is known for certain
+    type_triple = (code.value, code.scheme, code.meaning) if code.value else ("", "", segment.display)
     first_word = segment.display.split()[0].lower() if segment.display else ""
     modifier = SIDES.get(first_word, ("", "", ""))
     nothing = ("", "", "")
@@ -164,13 +173,9 @@ def case_to_text(case: Case) -> str:
 
 def case_from_text(text: str) -> Case:
     """Inverse of `case_to_text`; raises CaseError when another version wrote it or it is damaged."""
-    from VelvetMedLib.errors import CaseError, VelvetMedError
-
     try:
         return Case.from_dict(json.loads(text))
-    except VelvetMedError:
-        raise
-    except (ValueError, TypeError, KeyError) as problem:
+    except (ValueError, TypeError) as problem:
         raise CaseError(
             "The analysis in this scene cannot be read.",
             found=type(problem).__name__,

@@ -11,13 +11,7 @@ from VelvetMedLib.errors import WorkerError
 from VelvetMedLib.worker.client import server_argv
 
 # The library is not installed in the worker's Python: its root arrives as the first argument and replaces the current folder.
-CLI_BOOTSTRAP = (
-    "import sys; "
-    "root = sys.argv.pop(1); "
-    "sys.path[0] = root; "
-    "from VelvetMedLib.cli import main; "
-    "sys.exit(main(sys.argv[1:]))"
-)
+CLI_BOOTSTRAP = "import sys; root = sys.argv.pop(1); sys.path[0] = root; from VelvetMedLib.cli import main; sys.exit(main(sys.argv[1:]))"
 DROPPED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
 
 

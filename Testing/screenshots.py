@@ -1,0 +1,264 @@
+"""Pictures of the module in its main states, drawn without a screen: `python Testing/screenshots.py --out DIR`.
+
+The real worker analyses the sample scan with the shipped model; where either cannot be had, a made-up phantom and a made-up
+result stand in, and the script says so. The panel is drawn by the test host, not by Slicer: frames and fonts differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "Testing")]
+
+PANEL_WIDTH, NARROW_WIDTH = 420, 350
+VIEW_SIZE = (470, 400)
+VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagittal": "#edd54c"}
+DARK = {"Window": "#2b2b2e", "WindowText": "#e8e8e8", "Base": "#1f1f22", "AlternateBase": "#28282b", "Text": "#e8e8e8"}
+DARK |= {"Button": "#3a3a3e", "ButtonText": "#e8e8e8", "Link": "#8ab4f8", "Highlight": "#3d6fb5", "HighlightedText": "#ffffff"}
+DARK |= {"PlaceholderText": "#9a9a9a", "ToolTipBase": "#3a3a3e", "ToolTipText": "#e8e8e8"}
+
+
+class Studio:
+    """The host with the module's widget open, and a folder for pictures."""
+
+    def __init__(self, out: Path) -> None:
+        from slicer_host.host import start
+
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        self.host = start()
+        self.module, _ = self.host.load_module(REPOSITORY / "VelvetMed" / "VelvetMed.py")
+        self.widget, self.parent = self.host.open_widget(self.module)
+        self.parent.show()
+
+    @property
+    def board(self) -> Any:
+        return self.widget.panels
+
+    def settle(self) -> None:
+        for _ in range(5):
+            self.host.app.processEvents()
+
+    def shoot(self, name: str, *, width: int = PANEL_WIDTH) -> Path:
+        """The whole panel at a width, as high as it wants to be."""
+        self.parent.setFixedWidth(width)
+        self.settle()
+        self.parent.resize(width, max(self.parent.sizeHint().height(), 200))
+        self.settle()
+        path = self.out / f"{name}.png"
+        if not self.parent.grab().save(str(path)):
+            raise OSError("a picture could not be written")
+        print(path.name)
+        return path
+
+    def fold(self, *open_sections: str) -> None:
+        """Opens the named sections and closes the others."""
+        for name in ("setup", "analyze", "findings", "report", "ask", "segments"):
+            getattr(self.board.ui, f"{name}Section").collapsed = name not in open_sections
+
+    def dark(self, on: bool) -> None:
+        import qt
+
+        palette = qt.QPalette()
+        if on:
+            for role, color in DARK.items():
+                palette.setColor(getattr(qt.QPalette, role), qt.QColor(color))
+        self.host.app.setPalette(palette)
+        self.settle()
+
+    def run(self, on_progress: Callable[[Any], None] | None = None, timeout_s: float = 600.0) -> None:
+        """Presses Apply and polls as the module's own timer would."""
+        self.board.analyze.ui.applyButton.click()
+        deadline = time.monotonic() + timeout_s
+        while self.widget.logic.busy and time.monotonic() < deadline:
+            self.widget.poll()
+            if on_progress is not None:
+                on_progress(self.board.analyze.ui.progressBar.value / 1000)
+            self.settle()
+            time.sleep(0.05)
+
+
+def load_sample() -> Any:
+    """The sample scan as a node, or None where it cannot be had."""
+    import slicer
+
+    from VelvetMedLib.cohorts.sample import get_sample
+    from VelvetMedLib.errors import DownloadError
+
+    try:
+        return slicer.util.loadVolume(str(get_sample(dicom=False).ct), {"name": "Chest CT"})
+    except DownloadError as problem:
+        print(f"no sample scan: {problem.what}")
+        return None
+
+
+def load_phantom() -> Any:
+    """The made-up body as a node."""
+    import slicer
+    from velvetmed_phantom import IJK_TO_RAS, phantom
+
+    return slicer.util.addVolumeFromArray(phantom()[0], IJK_TO_RAS, "Phantom")
+
+
+def made_up_model() -> Any:
+    from VelvetMedCore.models import ModelEntry
+
+    return ModelEntry(id="none (made-up result)", folder=REPOSITORY)
+
+
+def set_window(volume: Any, window: float, level: float) -> None:
+    volume.CreateDefaultDisplayNodes()
+    display = volume.GetDisplayNode()
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevel(window, level)
+
+
+def take_views(studio: Studio, views: Any, turn: dict[str, float]) -> dict[str, Path]:
+    """Four views of the scene as it is now."""
+    paths = {}
+    for orientation in ("Axial", "Coronal", "Sagittal"):
+        paths[orientation] = studio.out / f"view_{orientation.lower()}.png"
+        views.save_slice(orientation, paths[orientation])
+    paths["3D"] = studio.out / "view_3d.png"
+    views.save_3d(paths["3D"], **turn)
+    return paths
+
+
+def compose(panel: Path, views: dict[str, Path], out: Path) -> None:
+    """The panel on the left, four views on the right under coloured bars, as Slicer lays them out."""
+    import qt
+
+    left = qt.QImage(str(panel))
+    bar, gap = 18, 3
+    width, height = VIEW_SIZE
+    total_height = max(2 * (height + bar) + gap, left.height())
+    picture = qt.QImage(left.width() + gap + 2 * width + gap, total_height, qt.QImage.Format_RGB32)
+    picture.fill(qt.QColor("#1b1b1d"))
+    painter = qt.QPainter(picture)
+    painter.fillRect(0, 0, left.width(), total_height, studio_background())
+    painter.drawImage(0, 0, left)
+    cell_height = (total_height - gap) // 2
+    for index, name in enumerate(("Axial", "3D", "Coronal", "Sagittal")):
+        x = left.width() + gap + (index % 2) * (width + gap)
+        y = (index // 2) * (cell_height + gap)
+        painter.fillRect(x, y, width, bar, qt.QColor(VIEW_COLORS[name]))
+        painter.setPen(qt.QColor("#1b1b1d"))
+        painter.drawText(x + 6, y + 14, name)
+        image = qt.QImage(str(views[name]))
+        painter.drawImage(x, y + bar, image)
+    painter.end()
+    if not picture.save(str(out)):
+        raise OSError("the composed picture could not be written")
+    print(out.name)
+
+
+def studio_background() -> Any:
+    import slicer
+
+    return slicer.app.palette().window().color()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pictures of the VelvetMed module in its main states.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--phantom", action="store_true", help="use the made-up phantom even if the sample scan is there")
+    options = parser.parse_args()
+    studio = Studio(options.out.resolve())
+    from slicer_host.views import OffscreenViews
+    from velvetmed_phantom import PhantomWorker
+
+    settings = studio.board.logic.settings
+    studio.fold("setup", "analyze")
+    studio.shoot("1_first_start")
+    studio.board.setup.ui.acknowledgeButton.click()
+    settings.own_python = sys.executable
+    volume = None if options.phantom or studio.board.analyze.model is None else load_sample()
+    if volume is None:
+        print("A made-up phantom and a made-up result stand in for scan and model.")
+        volume = load_phantom()
+        studio.board.logic._connect = PhantomWorker
+        studio.board.analyze.set_models([made_up_model()], "")
+    set_window(volume, 400, 40)
+    studio.fold("analyze")
+    studio.board.analyze.ui.volumeSelector.setCurrentNode(volume)
+    studio.shoot("2_ready")
+
+    views = OffscreenViews(VIEW_SIZE)
+    for orientation in ("Axial", "Coronal", "Sagittal"):
+        views.add_slice(orientation, volume)
+
+    taken: list[float] = []
+
+    def while_running(fraction: float) -> None:
+        if not taken and fraction >= 0.3:
+            taken.append(fraction)
+            studio.shoot("3_running")
+
+    studio.run(while_running)
+    if studio.widget.logic.case() is None:
+        raise SystemExit(studio.board.analyze.ui.messageLabel.text or "the analysis did not finish")
+    studio.fold("analyze", "findings", "report")
+    studio.shoot("4_results")
+    studio.fold("findings")
+    studio.board.findings.ui.relevantOnly.checked = False
+    studio.shoot("5_all_findings")
+    studio.board.findings.ui.relevantOnly.checked = True
+    studio.fold("segments")
+    studio.shoot("6_segments")
+    studio.fold("ask")
+    ask = studio.board.ask
+    ask.ui.suggestions.setCurrentIndex(1)
+    ask.ui.askButton.click()
+    deadline = time.monotonic() + 60
+    while studio.widget.logic.busy and time.monotonic() < deadline:
+        studio.widget.poll()
+        time.sleep(0.05)
+    studio.shoot("7_ask")
+    sections = ("analyze", "findings", "report", "ask", "segments")
+    studio.fold(*sections)
+    studio.shoot("8_narrow", width=NARROW_WIDTH)
+    studio.dark(True)
+    studio.shoot("9_narrow_dark", width=NARROW_WIDTH)
+    studio.dark(False)
+    studio.fold("analyze", "findings", "report")
+
+    segmentation = studio.widget.logic.nodes().segmentation
+    segmentation.GetDisplayNode().SetOpacity2DFill(0.35)
+    studio.board.segments.ui.show3dButton.checked = True
+    case = studio.widget.logic.case()
+    linked = [finding for finding in case.findings if finding.link is not None and finding.state == "present"]
+    linked = linked or [finding for finding in case.findings if finding.link is not None]
+    if linked:
+        studio.board.go_to(linked[0].link)
+    hide_in_3d(segmentation, ("ribs", "shoulder_girdle", "sternum", "autochthon", "costal_cartilages"))
+    panel = studio.shoot("panel_for_views")
+    compose(panel, take_views(studio, views, {"azimuth": 160, "elevation": 8, "zoom": 1.25}), studio.out / "10_module_with_views.png")
+    show_an_error(studio)
+    studio.widget.cleanup()
+
+
+def hide_in_3d(segmentation: Any, names: tuple[str, ...]) -> None:
+    """The chest wall would hide everything else."""
+    for name in names:
+        if segmentation.GetSegmentation().GetSegment(name) is not None:
+            segmentation.GetDisplayNode().SetSegmentVisibility3D(name, False)
+
+
+def show_an_error(studio: Studio) -> None:
+    from VelvetMedLib.worker.wording import exit_error
+
+    studio.fold("analyze")
+    studio.board.analyze.failed(exit_error(1, ["MemoryError"])[1])
+    studio.shoot("11_failed", width=NARROW_WIDTH)
+
+
+if __name__ == "__main__":
+    main()
