@@ -39,19 +39,8 @@ def refuse_components(count: int) -> None:
 
 def refuse_dimensions(shape: tuple[int, ...]) -> None:
     """Refuse anything that is not a 3D box of usable size. `shape` is in (k, j, i) order, or as many axes as there are."""
+    refuse_not_a_box(shape)
     text = " x ".join(str(n) for n in reversed(shape))
-    if len(shape) < 3:
-        refuse(
-            "The scan is a single two-dimensional picture.",
-            found=f"an image of {text} pixels",
-            next_step="Give the whole series of slices, not one slice or a radiograph.",
-        )
-    if len(shape) > 3:
-        refuse(
-            "The scan has more than three dimensions, such as several time points or phases.",
-            found=f"an image of {text} voxels",
-            next_step="Export one phase or time point as its own volume and give that.",
-        )
     if min(shape) == 1:
         refuse(
             "The scan is a single slice.",
@@ -65,6 +54,23 @@ def refuse_dimensions(shape: tuple[int, ...]) -> None:
             found=f"{text} voxels",
             expected=f"at least {MIN_VOXELS} voxels along every axis",
             next_step="Give a scan that covers more of the body, or the full series instead of a sub-range.",
+        )
+
+
+def refuse_not_a_box(shape: tuple[int, ...]) -> None:
+    """Refuse what is not three-dimensional, or larger than memory can be asked for; all that a label map must meet."""
+    text = " x ".join(str(n) for n in reversed(shape))
+    if len(shape) < 3:
+        refuse(
+            "The scan is a single two-dimensional picture.",
+            found=f"an image of {text} pixels",
+            next_step="Give the whole series of slices, not one slice or a radiograph.",
+        )
+    if len(shape) > 3:
+        refuse(
+            "The scan has more than three dimensions, such as several time points or phases.",
+            found=f"an image of {text} voxels",
+            next_step="Export one phase or time point as its own volume and give that.",
         )
     if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
         refuse(

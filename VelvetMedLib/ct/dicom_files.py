@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -34,9 +32,18 @@ PACKED_SYNTAXES = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
     "1.2.840.10008.1.2.5": "RLE lossless",
 }
+_CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _ENHANCED_CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"
+# Words that may be repeated to the user or kept: from closed lists, for a field could hold anything, a name included.
+_MODALITIES = frozenset(
+    (
+        "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "RF", "XA", "OT", "SC", "SR", "SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE",
+        "REG", "PR", "KO", "ES", "XC", "OP", "OPT", "DOC", "IO", "PX", "ECG", "SM", "GM", "BMD",
+    )
+)  # fmt: skip
+_PATIENT_POSITIONS = frozenset(("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL"))
 # The only fields read. Names, identifiers, dates and free text are never asked for; UIDs serve grouping and go nowhere else.
 _FIELDS = (
     "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "AcquisitionNumber", "TemporalPositionIdentifier",
@@ -197,6 +204,8 @@ def _parse(data: mmap.mmap, path: Path, place: int) -> Slice | None:
     syntax = str(getattr(meta, "TransferSyntaxUID", "") or "")
     if str(getattr(meta, "MediaStorageSOPClassUID", "")) == _DIRECTORY_CLASS:
         return None
+    if _CT_CLASS in (str(getattr(meta, "MediaStorageSOPClassUID", "")), str(found["SOPClassUID"])) and not found["Rows"]:
+        raise UnreadableFile("is cut short: the header is incomplete")
     if not syntax:
         syntax = "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.2" if big else "1.2.840.10008.1.2.1"
     try:
@@ -209,7 +218,7 @@ def _parse(data: mmap.mmap, path: Path, place: int) -> Slice | None:
             place=place, path=path, series_uid=str(found["SeriesInstanceUID"] or ""), frame_uid=str(found["FrameOfReferenceUID"] or ""),
             syntax=syntax, pixel_offset=offset, pixel_length=length, implicit_vr=implicit, sop_class=str(found["SOPClassUID"] or ""),
             series_number=_integer(found["SeriesNumber"]) or 0, acquisition=_integer(found["AcquisitionNumber"]),
-            temporal=_integer(found["TemporalPositionIdentifier"]), modality=_word(found["Modality"]) or "unknown",
+            temporal=_integer(found["TemporalPositionIdentifier"]), modality=_listed(found["Modality"], _MODALITIES) or "unknown",
             image_type=tuple(_word(w) for w in _many(found["ImageType"])), rows=rows, columns=columns,
             frames=_integer(found["NumberOfFrames"]) or 1, samples=_integer(found["SamplesPerPixel"]) or 1,
             photometric=_word(found["PhotometricInterpretation"]) or "MONOCHROME2", bits_allocated=allocated, bits_stored=stored,
@@ -219,7 +228,7 @@ def _parse(data: mmap.mmap, path: Path, place: int) -> Slice | None:
             intercept=_decimal(found["RescaleIntercept"]), rescale_type=_word(found["RescaleType"]),
             padding=_integer(found["PixelPaddingValue"]), padding_limit=_integer(found["PixelPaddingRangeLimit"]),
             thickness_mm=_decimal(found["SliceThickness"]), kvp=_decimal(found["KVP"]),
-            patient_position=_word(found["PatientPosition"]), lossy=_word(found["LossyImageCompression"]) == "01",
+            patient_position=_listed(found["PatientPosition"], _PATIENT_POSITIONS), lossy=_word(found["LossyImageCompression"]) == "01",
         )  # fmt: skip
     except (TypeError, ValueError, OverflowError) as error:
         raise UnreadableFile(f"has a damaged header ({type(error).__name__})") from None
@@ -289,7 +298,11 @@ def _directions(value: Any) -> NDArray[np.float64] | None:
     return np.concatenate([row, column / np.linalg.norm(column)])
 
 
-def _word(value: Any, accepted: Callable[[str], object] = re.compile(r"[A-Z0-9_ ]{1,16}").fullmatch) -> str:
-    # Code strings only: anything else in such a field could be free text, and free text could name somebody.
-    text = str(_one(value) or "").strip().upper()
-    return text if accepted(text) else ""
+def _word(value: Any) -> str:
+    """A code string, for comparisons only."""
+    return str(_one(value) or "").strip().upper()
+
+
+def _listed(value: Any, known: frozenset[str]) -> str:
+    text = _word(value)
+    return text if text in known else ""

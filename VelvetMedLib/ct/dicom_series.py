@@ -51,7 +51,8 @@ class SeriesInfo:
     def describe(self) -> str:
         """The series in a few words that name nobody, such as "axial CT, 133 slices of 512 x 512"."""
         if self.trouble == "not CT":
-            return f"{self.modality}, {self.n_images} image{'s' * (self.n_images != 1)}"
+            kind = "pictures of unknown modality" if self.modality == "unknown" else self.modality
+            return f"{kind}, {self.n_images} image{'s' * (self.n_images != 1)}"
         if self.trouble is not None:
             return f"{_KINDS[self.trouble]}, {self.n_images} file{'s' * (self.n_images != 1)}"
         return f"{self.orientation} CT, {self.n_images} slice{'s' * (self.n_images != 1)} of {self.columns} x {self.rows}"
@@ -66,7 +67,7 @@ def group_series(slices: tuple[Slice, ...]) -> tuple[SeriesInfo, ...]:
             groups.append(home := [])
         home.append(one)
     groups = [part for group in groups for part in _passes(group)]
-    groups.sort(key=lambda g: (g[0].series_number, g[0].series_uid, g[0].trouble is not None, -len(g), g[0].place))
+    groups.sort(key=_order)
     return tuple(
         SeriesInfo(
             place=place,
@@ -102,6 +103,11 @@ def choose(folder: Folder, series: tuple[SeriesInfo, ...], wanted: str | int | N
     return best, [f"The folder holds {len(series)} series ({others}{more}). Series {best.place} was read: {rule}."]
 
 
+def _order(group: list[Slice]) -> tuple[int, str, bool, int, int, int, int]:
+    one = group[0]
+    return one.series_number, one.series_uid, one.trouble is not None, -len(group), one.acquisition or 0, one.temporal or 0, one.place
+
+
 def _rank(series: SeriesInfo) -> tuple[bool, int, bool, int]:
     return series.orientation == "axial", series.n_images, "ORIGINAL" in series.slices[0].image_type, -series.place
 
@@ -134,6 +140,8 @@ def _refuse_kind(series: SeriesInfo, n_series: int) -> NoReturn:
         "colour": "The series holds colour pictures, not CT slices.",
         "secondary capture": "The series holds screenshots (secondary capture), not CT slices.",
     }.get(kind, "The folder holds DICOM files but no CT slices.")
+    if kind == "not CT" and series.modality == "unknown":
+        what = "The series does not say that it is CT."
     checks.refuse(
         what,
         found=series.describe() + among,

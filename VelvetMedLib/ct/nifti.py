@@ -74,12 +74,19 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     return parse_header(start)
 
 
-def read_nifti(path: Path) -> tuple[ArrayKJI, NiftiHeader]:
-    """(stored values scaled by slope and intercept [k, j, i], header). Integers stay integers where the scaling allows it."""
+def read_nifti(path: Path, *, labels: bool = False) -> tuple[ArrayKJI, NiftiHeader]:
+    """(stored values scaled by slope and intercept [k, j, i], header). Integers stay integers where the scaling allows it.
+
+    A scan's shape and position are checked before voxels are read; a label map only has to be three-dimensional.
+    """
     try:
         with opened(path) as stream:
             header = parse_header(stream.read(540))
-            _refuse_shape(header)
+            if labels:
+                checks.refuse_not_a_box(header.shape_kji)
+            else:
+                checks.refuse_dimensions(header.shape_kji)
+                checks.refuse_geometry(Grid(header.shape_kji, header.ijk_to_ras))  # type: ignore[arg-type]
             stream.seek(header.vox_offset)
             data = bytearray(header.n_bytes) if _fits(path, header) else bytearray()
             view = memoryview(data)
@@ -228,11 +235,6 @@ def quaternion_matrix(bcd: tuple[float, ...], offset: tuple[float, ...], pixdim:
     matrix[:3, :3] = rotation * steps
     matrix[:3, 3] = offset
     return matrix
-
-
-def _refuse_shape(header: NiftiHeader) -> None:
-    checks.refuse_dimensions(header.shape_kji)
-    checks.refuse_geometry(Grid(header.shape_kji, header.ijk_to_ras))  # type: ignore[arg-type]
 
 
 def _fits(path: Path, header: NiftiHeader) -> bool:

@@ -62,7 +62,7 @@ def _header(path: Path, labels: bool) -> tuple[Any, Grid]:
             next_step="Copy or export the scan again.",
         )
     checks.refuse_components(reader.GetNumberOfComponents())
-    checks.refuse_dimensions(tuple(reversed(reader.GetSize())))
+    (checks.refuse_not_a_box if labels else checks.refuse_dimensions)(tuple(reversed(reader.GetSize())))
     return reader, sitk_grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 

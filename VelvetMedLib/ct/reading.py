@@ -81,7 +81,7 @@ def _read_labels(path: Path) -> tuple[LabelsKJI, Grid]:
     if kind == "nrrd":
         array, grid = nrrd.read_nrrd(path, labels=True)
     else:
-        array, header = nifti.read_nifti(path)
+        array, header = nifti.read_nifti(path, labels=True)
         grid = Grid(array.shape, header.ijk_to_ras)
     if array.dtype.kind not in "uib" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         _not_labels("values with decimals")

@@ -15,13 +15,15 @@ from VelvetMedLib.shapes import Affine, ArrayKJI, LabelsKJI
 _FWHM_SQUARED = 8.0 * math.log(2.0)
 """(full width at half maximum / standard deviation) squared of a Gaussian."""
 
+_KERNEL_WIDTH = 16
+
 
 def resample(volume: Volume, grid: Grid, *, outside_hu: float = AIR_HU, antialias: bool = True) -> Volume:
     """The volume on another grid, trilinear; what the volume does not cover becomes `outside_hu`.
 
     With `antialias`, an axis on which voxels grow by a factor f > 1 is first smoothed so that the blur's full width at half maximum
     equals the new voxel (variance (f^2 - 1) / (8 ln 2) in old voxels; Cardoso et al., MICCAI 2015, scale factor point spread
-    function). The blur is a block mean of floor(f) voxels, which is cheap, then a Gaussian for what is left of the variance.
+    function). The blur is a block mean of floor(f / 2) voxels, which is cheap, then a Gaussian for what is left of the variance.
     An int16 volume stays int16 (rounded), float32 stays float32.
     """
     voxels = resample_array(volume.voxels_kji, volume.grid, grid, outside=float(outside_hu), antialias=antialias)
@@ -39,9 +41,13 @@ def resample_array(array_kji: ArrayKJI, from_grid: Grid, to_grid: Grid, *, outsi
         # is what makes a DICOM series and its NIfTI copy come out alike.
         array_kji, matrix = as_ras(array_kji, from_grid)
         index_to_index = np.linalg.inv(matrix) @ to_grid.ijk_to_ras
-        image, old_to_small = _smoothed(_index_image(array_kji), _growth(index_to_index))
+        growth = _growth(index_to_index)
+        block = _blocks(growth, array_kji)
+        array_kji, index_to_index = _needed(array_kji, index_to_index, to_grid, block, margin=_KERNEL_WIDTH)
+        image, old_to_small = _smoothed(_index_image(array_kji), growth, block)
         index_to_index = old_to_small @ index_to_index
     else:
+        array_kji, index_to_index = _needed(array_kji, index_to_index, to_grid, np.ones(3, dtype=int), margin=2)
         image = _index_image(array_kji)
     return _sample(image, index_to_index, to_grid, sitk.sitkLinear, outside, sitk.sitkFloat32)
 
@@ -52,8 +58,9 @@ def resample_labels(labels_kji: LabelsKJI, from_grid: Grid, to_grid: Grid) -> La
     if labels_kji.dtype.kind not in "uib":
         raise TypeError(f"labels must be integers, got {labels_kji.dtype}")
     stored = labels_kji.view(np.uint8) if labels_kji.dtype == np.bool_ else labels_kji
+    stored, index_to_index = _needed(stored, from_grid.ras_to_ijk @ to_grid.ijk_to_ras, to_grid, np.ones(3, dtype=int), margin=2)
     image = _index_image(stored)
-    out = _sample(image, from_grid.ras_to_ijk @ to_grid.ijk_to_ras, to_grid, sitk.sitkNearestNeighbor, 0.0, image.GetPixelID())
+    out = _sample(image, index_to_index, to_grid, sitk.sitkNearestNeighbor, 0.0, image.GetPixelID())
     return out.view(labels_kji.dtype) if labels_kji.dtype == np.bool_ else out
 
 
@@ -77,6 +84,28 @@ def _growth(index_to_index: Affine) -> np.ndarray[Any, Any]:
     return np.maximum(np.linalg.norm(index_to_index[:3, :3], axis=1), 1.0)
 
 
+def _blocks(growth: np.ndarray[Any, Any], array_kji: ArrayKJI) -> np.ndarray[Any, Any]:
+    # Blocks of half the new voxel: with whole ones, linear interpolation between block means would flatten peaks by place.
+    return np.clip(np.floor(growth / 2 + 1e-6).astype(int), 1, array_kji.shape[::-1])
+
+
+def _needed(
+    array_kji: ArrayKJI, index_to_index: Affine, grid: Grid, block: np.ndarray[Any, Any], *, margin: int
+) -> tuple[ArrayKJI, Affine]:
+    """The part of the array that `grid` can reach, with a margin, cut between blocks; and the matrix into that part."""
+    reached = (np.c_[Grid(grid.shape_kji, np.eye(4)).corners_ras(), np.ones(8)] @ index_to_index.T)[:, :3]
+    size = np.array(array_kji.shape[::-1])
+    first = (np.floor(reached.min(axis=0) / block).astype(int) - margin) * block
+    last = (np.ceil(reached.max(axis=0) / block).astype(int) + 1 + margin) * block
+    # A grid that lies wholly outside still gets a sliver to be outside of.
+    first = np.clip(first, 0, (size - 1) // block * block)
+    last = np.clip(last, first + 1, size)
+    part = array_kji[first[2] : last[2], first[1] : last[1], first[0] : last[0]]
+    into_part = np.eye(4)
+    into_part[:3, 3] = -first
+    return part, into_part @ index_to_index
+
+
 def _same_shape(array_kji: ArrayKJI, grid: Grid) -> None:
     if array_kji.shape != grid.shape_kji:
         raise ValueError(f"array of shape {array_kji.shape} does not lie on a grid of shape {grid.shape_kji}")
@@ -97,10 +126,9 @@ def _sample(image: sitk.Image, index_to_index: Affine, grid: Grid, interpolator:
     return sitk.GetArrayFromImage(out)
 
 
-def _smoothed(image: sitk.Image, growth: np.ndarray[Any, Any]) -> tuple[sitk.Image, Affine]:
-    """The image blurred (and reduced by whole factors) for voxels that grow by `growth` on i, j, k; and the old-to-new index matrix."""
+def _smoothed(image: sitk.Image, growth: np.ndarray[Any, Any], block: np.ndarray[Any, Any]) -> tuple[sitk.Image, Affine]:
+    """The image reduced by block means and blurred for voxels that grow by `growth` on i, j, k; and the old-to-new index matrix."""
     size = np.array(image.GetSize())
-    block = np.minimum(np.floor(growth + 1e-6).astype(int), size)
     variance = np.maximum((growth**2 - 1.0) / _FWHM_SQUARED - (block**2 - 1.0) / 12.0, 0.0) / block**2
     old_to_small = np.eye(4)
     if (block > 1).any():
@@ -114,5 +142,5 @@ def _smoothed(image: sitk.Image, growth: np.ndarray[Any, Any]) -> tuple[sitk.Ima
         old_to_small = np.diag([*(1.0 / block), 1.0])
         old_to_small[:3, 3] = -(block - 1) / 2.0 / block
     if (variance > 1e-3).any():
-        image = sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(v) for v in variance], 16, 0.01, False)
+        image = sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(v) for v in variance], _KERNEL_WIDTH, 0.01, False)
     return image, old_to_small
