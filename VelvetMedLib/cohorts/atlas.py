@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from VelvetMedLib.reports.ontology import ontology
+from VelvetMedLib.reports.ontology import VERTEBRAL_LEVELS, ontology
 from VelvetMedLib.shapes import Triple
 
 Field = NDArray[np.float32]
@@ -29,7 +29,7 @@ EXTRA_LEVELS = {27: "L5", 28: "L4"}
 class Atlas:
     """Arrays indexed (k, j, i) = (S, A, R), padded by one voxel of air; `origin_sar` is the centre of voxel (0, 0, 0) in mm.
 
-    cells: uint8 index into the cell tables; a cell is a pair (part, tissue). residual_hu: the scan's HU minus its cell's mean.
+    cells: uint8 index into the cell tables; a cell is a pair (part, tissue). cell_hu: median HU of a cell in the scan. residual_hu: the scan's HU minus that.
     habitus: vector from the inner body wall to each point outside it, zero within, on its own coarse grid.
     """
 
@@ -41,7 +41,7 @@ class Atlas:
     cell_tissue: NDArray[np.uint8]
     cell_part: NDArray[np.uint8]
     cell_structure: NDArray[np.uint8]
-    cell_mean_hu: NDArray[np.float32]
+    cell_hu: NDArray[np.float32]
     air_cell: int
     habitus: Field
     habitus_origin_sar: NDArray[np.float32]
@@ -49,9 +49,13 @@ class Atlas:
     centers_sar: dict[str, NDArray[np.float32]]
     """Centre of mass of each structure by name."""
     boxes_sar: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ends_sar: dict[str, NDArray[np.float32]]
+    """Six extreme points [6, 3] of each structure: lowest and highest along S, A and R."""
     body_centers_sar: dict[str, NDArray[np.float32]]
     """Centre of each vertebral body by level name ("T1" … "L5")."""
     body_heights_mm: dict[str, float]
+    even_levels: tuple[str, ...]
+    """Levels that are about as tall as the mean of their neighbours: only there a loss of height can be read."""
     level_part: dict[str, int]
     painted_out_ras_mm: Triple
 
@@ -115,11 +119,13 @@ def load_atlas() -> Atlas:
     habitus, habitus_origin, habitus_step = _habitus(outer_cell[cells], origin, spacing)
 
     structures = cell_structure[cells]
-    centers, boxes = {}, {}
+    centers, boxes, ends = {}, {}, {}
     for structure in ontology().structures:
         at = np.argwhere(structures == structure.label)
         if len(at):
             centers[structure.name] = (at.mean(0) * spacing + origin).astype(np.float32)
+            extreme = [at[:, axis].argmin() if n == 0 else at[:, axis].argmax() for axis in range(3) for n in range(2)]
+            ends[structure.name] = (at[extreme] * spacing + origin).astype(np.float32)
             boxes[structure.name] = tuple((corner * spacing + origin).astype(np.float32) for corner in (at.min(0), at.max(0)))
     parts = cell_part[cells]
     cord = parts == 79
@@ -137,10 +143,14 @@ def load_atlas() -> Atlas:
         columns = np.unique(front[:, 1:], axis=0, return_counts=True)[1]
         heights[level] = float(np.median(columns[columns * 2 >= columns.max()])) * spacing
         levels[level] = part
+    even = []
+    for before, level, after in zip(VERTEBRAL_LEVELS, VERTEBRAL_LEVELS[1:], VERTEBRAL_LEVELS[2:], strict=False):
+        if {before, level, after} <= set(heights) and heights[level] > 0.93 * (heights[before] + heights[after]) / 2:
+            even.append(level)
     r, a, s = table["painted_out"]["center_ras_mm"]
     return Atlas(
         cells=cells, residual_hu=residual, spacing_mm=spacing, origin_sar=origin, tissues=tissues, cell_tissue=cell_tissue,
-        cell_part=cell_part, cell_structure=cell_structure, cell_mean_hu=arrays["cell_mean_hu"], air_cell=air_cell,
-        habitus=habitus, habitus_origin_sar=habitus_origin, habitus_step_mm=habitus_step, centers_sar=centers, boxes_sar=boxes,
-        body_centers_sar=bodies, body_heights_mm=heights, level_part=levels, painted_out_ras_mm=(r, a, s),
+        cell_part=cell_part, cell_structure=cell_structure, cell_hu=arrays["cell_hu"], air_cell=air_cell,
+        habitus=habitus, habitus_origin_sar=habitus_origin, habitus_step_mm=habitus_step, centers_sar=centers, boxes_sar=boxes, ends_sar=ends,
+        body_centers_sar=bodies, body_heights_mm=heights, even_levels=tuple(even), level_part=levels, painted_out_ras_mm=(r, a, s),
     )  # fmt: skip

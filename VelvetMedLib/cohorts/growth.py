@@ -12,15 +12,19 @@ import numpy as np
 from VelvetMedLib.cohorts.anatomy import COARSE_MM, Body, Growth
 from VelvetMedLib.cohorts.atlas import Atlas, Field
 from VelvetMedLib.cohorts.canvas import Floats, log_uniform
-from VelvetMedLib.reports.ontology import VERTEBRAL_LEVELS
+from VelvetMedLib.reports.ontology import LUNG_LOBES, VERTEBRAL_LEVELS
 
 # Points on the axis of the atlas's aorta (S, A, R in mm).
 AORTIC_POINTS: dict[str, tuple[tuple[float, float, float], ...]] = {
-    "ascending_aorta": ((-135.0, 27.0, 1.0), (-120.0, 26.0, 2.0)),
-    "aortic_arch": ((-92.0, 4.0, -14.0),),
-    "descending_thoracic_aorta": ((-140.0, -37.0, -28.0), (-170.0, -43.0, -27.0), (-200.0, -41.0, -23.0)),
-    "abdominal_aorta": ((-285.0, -7.0, -27.0), (-320.0, 6.0, -26.0)),
+    "ascending_aorta": ((-125.0, 26.0, 2.0), (-156.0, 25.0, -11.0)),
+    "aortic_arch": ((-91.0, -14.0, -15.0),),
+    "descending_thoracic_aorta": ((-140.0, -59.0, -22.0), (-170.0, -57.0, -24.0), (-200.0, -43.0, -24.0)),
+    "abdominal_aorta": ((-285.0, -6.0, -31.0), (-320.0, 7.0, -34.0)),
 }
+
+
+ATLAS_DIAMETER_MM = {"ascending_aorta": 33.0, "aortic_arch": 24.0, "descending_thoracic_aorta": 22.0, "abdominal_aorta": 16.0}
+ORDINARY_DIAMETER_MM = {"ascending_aorta": 27.0, "aortic_arch": 26.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 20.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +88,19 @@ def _gain(half_now: float, half_wanted: float, radius: float) -> float:
     return float(np.clip((half_now / half_wanted - 1.0) / weight, -0.93, 1.0))
 
 
-def heart_growth(atlas: Atlas, rng: np.random.Generator, affected: bool) -> Growth:
-    """The heart's width times 1.0 to 1.7, else 0.84 to 1.06."""
-    factor = float(rng.uniform(1.05, 1.75)) if affected else float(rng.uniform(0.84, 1.04))
+def _extent(atlas: Atlas, body: Body, names: tuple[str, ...], axis: int) -> float:
+    """Extent of structures along an axis of the case in mm, from where their extreme points went."""
+    ends = [body.forward(atlas.ends_sar[name][2 * axis + n])[axis] for name in names for n in range(2)]
+    return float(max(ends) - min(ends))
+
+
+def heart_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Growth:
+    """The heart brought to a drawn share of the chest's width: 0.48 to 0.74, else 0.35 to 0.475."""
+    wanted = float(rng.uniform(0.49, 0.74)) if affected else float(rng.uniform(0.35, 0.475))
+    now = _extent(atlas, body, ("heart",), 2) / _extent(atlas, body, LUNG_LOBES, 2)
+    factor = float(np.clip(wanted / now, 0.7, 1.9))
     center = atlas.centers_sar["heart"]
-    half = 55.0
+    half = 62.0
     radius = half * max(factor, 1.0) * 1.15
     return Growth(
         center_sar=(float(center[0]), float(center[1]), float(center[2])),
@@ -98,46 +110,55 @@ def heart_growth(atlas: Atlas, rng: np.random.Generator, affected: bool) -> Grow
     )
 
 
-def aortic_growth(body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> Growth | None:
-    """A stretch of the aorta in view brought to a drawn diameter: 36 to 78 mm, else 20 to 34 mm."""
-    wanted = log_uniform(rng, 37.0, 78.0) if affected else float(rng.uniform(20.0, 33.0))
-    order = rng.permutation(len(AORTIC_POINTS))
+def aortic_growths(body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> list[Growth]:
+    """Every stretch of the aorta brought to a normal diameter; one in view, if drawn, to 38 to 78 mm.
+
+    `body` is changed along: each stretch is measured after the changes before it.
+    """
+    wanted = log_uniform(rng, 38.0, 78.0)
+    normal = rng.uniform(0.85, 1.12, len(AORTIC_POINTS))
+    order = [int(n) for n in rng.permutation(len(AORTIC_POINTS))]
     pick = rng.uniform()
-    for index in order:
-        points = list(AORTIC_POINTS.values())[int(index)]
-        seen = [p for p in points if _in_view(body, p, low, high, 14.0)]
-        if not seen:
-            continue
-        point = seen[int(pick * len(seen))]
-        site = list(AORTIC_POINTS)[int(index)]
-        now = {"ascending_aorta": 31.0, "aortic_arch": 27.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 19.0}[site]
-        target = wanted / _scale_at(body, point, (1, 2))
-        radius = max(0.62 * target, 15.0)
-        return Growth(
-            center_sar=point, gain=_gain(now / 2, target / 2, radius), radius_mm=radius, axes=(0.25, 1.0, 1.0), radii_ratio=(1.7, 1.0, 1.0)
-        )
-    return None
+    sites = list(AORTIC_POINTS)
+    seen = {site: [p for p in points if _in_view(body, p, low, high, 14.0)] for site, points in AORTIC_POINTS.items()}
+    chosen = next((sites[n] for n in order if seen[sites[n]]), None) if affected else None
+    growths = []
+    for n, site in enumerate(sites):
+        points = AORTIC_POINTS[site]
+        if site == chosen:
+            points = (seen[site][int(pick * len(seen[site]))],)
+        for point in points:
+            diameter = wanted if site == chosen else ORDINARY_DIAMETER_MM[site] * float(normal[n])
+            target = diameter / _scale_at(body, point, (1, 2))
+            radius = max(0.62 * target, 16.0)
+            gain = _gain(ATLAS_DIAMETER_MM[site] / 2, target / 2, radius)
+            growths.append(Growth(center_sar=point, gain=gain, radius_mm=radius, axes=(0.25, 1.0, 1.0), radii_ratio=(1.7, 1.0, 1.0)))
+            growths[-1].apply(body.source)
+    return growths
 
 
 def spleen_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Growth:
-    """The spleen brought to a drawn length: 108 to 215 mm, else 70 to 116 mm."""
-    wanted = float(rng.uniform(112.0, 215.0)) if affected else float(rng.uniform(72.0, 114.0))
+    """The spleen brought to a drawn length: 112 to 215 mm, else 70 to 112 mm."""
+    wanted = float(rng.uniform(114.0, 215.0)) if affected else float(rng.uniform(70.0, 110.0))
+    now = _extent(atlas, body, ("spleen",), 0)
     box_low, box_high = atlas.boxes_sar["spleen"]
     center = atlas.centers_sar["spleen"]
-    now = float(box_high[0] - box_low[0])
-    target = wanted / _scale_at(body, center, (0,))
+    own = float(box_high[0] - box_low[0])
+    target = own * wanted / now
     radius = max(target / 2, 40.0) * 1.1
-    gain = _gain(now / 2, target / 2, radius)
-    return Growth(center_sar=(float(center[0]) + 8.0, float(center[1]), float(center[2])), gain=gain, radius_mm=radius, axes=(1.0, 0.6, 0.6))
+    return Growth(
+        center_sar=(float(center[0]), float(center[1]), float(center[2])),
+        gain=_gain(own / 2, target / 2, radius), radius_mm=radius, axes=(1.0, 0.6, 0.6),
+    )  # fmt: skip
 
 
 def compression(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> tuple[Compression | None, str | None]:
-    """One level in view with both neighbours, losing 12 to 62 % of its height, else about nothing."""
-    loss = float(rng.uniform(0.14, 0.62)) if affected else float(rng.uniform(-0.02, 0.04))
+    """One level in view with both neighbours, losing 18 to 64 % of its height, else about nothing."""
+    loss = float(rng.uniform(0.18, 0.64)) if affected else float(rng.uniform(-0.02, 0.04))
     pick = rng.uniform()
     levels = [x for x in VERTEBRAL_LEVELS if x in atlas.body_centers_sar]
     seen = [x for x in levels if _in_view(body, atlas.body_centers_sar[x], low, high, 6.0)]
-    inner = [x for x in seen if x not in ("T1", "T2", "T3", "L5") and levels[levels.index(x) - 1] in seen and levels[levels.index(x) + 1] in seen]
+    inner = [x for x in seen if x in atlas.even_levels and x not in ("T1", "T2", "T3") and levels[levels.index(x) - 1] in seen and levels[levels.index(x) + 1] in seen]
     if not inner:
         return None, None
     level = inner[int(pick * len(inner))]
@@ -149,13 +170,14 @@ def draw_shapes(
     atlas: Atlas, body: Body, affected: dict[str, bool], streams: dict[str, np.random.Generator], low: Floats, high: Floats
 ) -> ShapePlan:
     """All local changes of one case; `low` and `high` are the corners of what is scanned."""
+    body = Body(source=body.source.copy(), origin_sar=body.origin_sar, inverse_linear=body.inverse_linear, facts=body.facts)
     growths: list[Growth | Compression] = [
-        heart_growth(atlas, streams["cardiomegaly"], affected["cardiomegaly"]),
+        heart_growth(atlas, body, streams["cardiomegaly"], affected["cardiomegaly"]),
         spleen_growth(atlas, body, streams["splenomegaly"], affected["splenomegaly"]),
     ]
-    aorta = aortic_growth(body, streams["aortic_dilatation"], affected["aortic_dilatation"], low, high)
-    if aorta is not None:
-        growths.append(aorta)
+    for growth in growths:
+        growth.apply(body.source)
+    growths += aortic_growths(body, streams["aortic_dilatation"], affected["aortic_dilatation"], low, high)
     squeezed, level = compression(atlas, body, streams["vertebral_compression"], affected["vertebral_compression"], low, high)
     if squeezed is not None:
         growths.append(squeezed)

@@ -30,7 +30,7 @@ class CohortOptions:
     spacing_mm: float = 4.0
     largest_shape_ijk: IntTriple = (96, 80, 96)
     normal_fraction: float = 0.2
-    affected_probability: float = 0.34
+    affected_probability: float = 0.31
     view_weights: tuple[float, float, float, float] = (0.4, 0.25, 0.22, 0.13)
     mode_weights: tuple[float, float, float] = (0.3, 0.3, 0.4)
     twin_fraction: float = 0.0

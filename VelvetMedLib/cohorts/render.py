@@ -60,7 +60,7 @@ def draw_case_tissues(atlas: Atlas, scanner: Scanner, rng: np.random.Generator) 
     tissue = atlas.cell_tissue
     size = len(atlas.tissues)
     total = np.maximum(np.bincount(tissue, counts[: len(tissue)], minlength=size), 1)
-    mean = np.bincount(tissue, counts[: len(tissue)] * atlas.cell_mean_hu, minlength=size) / total
+    mean = np.bincount(tissue, counts[: len(tissue)] * atlas.cell_hu, minlength=size) / total
     jitter = rng.normal(0, 6, size)
     jitter[atlas.tissue("air")] = 0
     return TissueHu("arterial", (mean + jitter).astype(np.float32), drawn.texture_hu)
@@ -83,7 +83,7 @@ def clean_hu(atlas: Atlas, index: Field, tissue_map: NDArray[np.uint8], tissues:
     cell_hu = tissues.mean_hu[atlas.cell_tissue]
     if scanner.mode == "scan":
         shift = tissues.mean_hu[atlas.cell_tissue] - _tissue_means(atlas)[atlas.cell_tissue]
-        cell_hu = atlas.cell_mean_hu + shift
+        cell_hu = atlas.cell_hu + shift
     painted = cell_hu.astype(np.float32).take(atlas.cells[low:high])
     if scanner.residual_share > 0:
         painted += atlas.residual_hu[low:high] * np.float32(scanner.residual_share)
@@ -113,7 +113,7 @@ def _tissue_means(atlas: Atlas) -> Floats:
         counts = np.bincount(atlas.cells.ravel(), minlength=len(atlas.cell_part))[: len(atlas.cell_part)].astype(np.float64)
         size = len(atlas.tissues)
         total = np.maximum(np.bincount(atlas.cell_tissue, counts, minlength=size), 1)
-        _MEANS[id(atlas)] = (np.bincount(atlas.cell_tissue, counts * atlas.cell_mean_hu, minlength=size) / total).astype(np.float32)
+        _MEANS[id(atlas)] = (np.bincount(atlas.cell_tissue, counts * atlas.cell_hu, minlength=size) / total).astype(np.float32)
     return _MEANS[id(atlas)]
 
 
