@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+PIP := PYTHONWARNINGS=ignore $(PY) -m pip --disable-pip-version-check --no-input -q
 # Setup runs again only when the project file or the wanted torch changes.
 KEY := $(shell { cat pyproject.toml; echo '$(TORCH) $(TORCH_INDEX)'; } | cksum | tr ' ' '-')
 RUNTIME := $(VENV)/.stamp-runtime-$(KEY)

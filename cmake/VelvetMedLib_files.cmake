@@ -134,4 +134,5 @@ set(VelvetMedLib_RESOURCES
   "VelvetMedLib/assets/pages/panel_tables.html.j2"
   "VelvetMedLib/assets/pages/viewer.js"
   "VelvetMedLib/assets/prose_phrases.json"
+  "VelvetMedLib/assets/report_lexicon.json"
   )
