@@ -19,7 +19,7 @@ def tokenizer_text() -> str:
 
     specials = special_tokens(ontology())
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,;:?!%()-/'"]
-    words = "no there is are a the of in on left right lung liver kidney nodule effusion pleural yes uncertain".split()
+    words = ["no", "there", "is", "a", "the", "of", "in", "left", "right", "lung", "liver", "nodule", "effusion", "pleural", "yes"]
     pieces = [*specials, *letters, *(f"##{c}" for c in letters), *words]
     tokenizer = Tokenizer(models.WordPiece(vocab={p: n for n, p in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -16,8 +16,9 @@ STYLES = ("structured", "narrative", "terse", "itemised")
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are errors in four parts."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        # An abbreviation that works today would be broken by tomorrow's option.
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())

@@ -194,7 +194,9 @@ class Evidence:
 
     def _pleural(self) -> NDArray[np.bool_]:
         channels = [ontology().lesion(name).channel for name in ("pleural_effusion", "pneumothorax")]
-        hit = (self.fine.lesions_cxyz[channels] >= self._lowest[channels][:, None, None, None]).any(0)
+        hit = np.zeros(self.fine.organs_xyz.shape, bool)
+        for channel in channels:
+            hit |= self.fine.lesions_cxyz[channel] >= self._lowest[channel]
         return hit.transpose(2, 1, 0)
 
     def measure(self, finding: Finding) -> Measured:

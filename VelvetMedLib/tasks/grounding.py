@@ -92,8 +92,8 @@ def _by_similarity(encoding: Encoding, sentences: list[str], bundle: Bundle, nam
         layout = bundle.tokenizer.layout([sentences], LONGEST_TEXT_TOKENS).to(bundle.device)
         states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
         text = model.project_text(states, layout)
-        maps = [torch.from_numpy(m)[None].to(bundle.device) for m in (seen.bottom, seen.middle, seen.top)]
-        features = GlobalFeatures(*maps, torch.tensor([seen.view_spacing_mm], device=bundle.device))
+        bottom, middle, top = (torch.from_numpy(m)[None].to(bundle.device) for m in (seen.bottom, seen.middle, seen.top))
+        features = GlobalFeatures(bottom, middle, top, torch.tensor([seen.view_spacing_mm], device=bundle.device))
         cells = model.project_image(features, ["sentence"])["sentence"][0]
         cosine = (cells @ text["sentence"][0, 0]).float().cpu().numpy().reshape(seen.middle.shape[1:])
         report = text["report"][0].float().cpu().numpy()

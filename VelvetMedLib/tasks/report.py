@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def _silent(finding: CaseFinding, findings: tuple[CaseFinding, ...]) -> bool:
     return both and mass is not None and finding.size_mm is not None and finding.size_mm == mass.size_mm
 
 
-def accepted(draft: Written, record: FindingRecord, states: dict[str, str], title: str = "") -> str | None:
+def accepted(draft: Written, record: FindingRecord, states: Mapping[str, str], title: str = "") -> str | None:
     """The decoder's sentence with its slots filled, or None if anything in it is not in the record."""
     slotted = draft.slotted
     if not draft.ended or not slotted or re.search(r"\d", slotted):
@@ -99,7 +100,7 @@ def accepted(draft: Written, record: FindingRecord, states: dict[str, str], titl
     return text if agrees(text, record, states, title) else None
 
 
-def agrees(text: str, record: FindingRecord, states: dict[str, str], title: str = "") -> bool:
+def agrees(text: str, record: FindingRecord, states: Mapping[str, str], title: str = "") -> bool:
     """Whether a sentence, parsed back, says the record and nothing that contradicts the plan for other findings."""
     mentions = parse_sentence(text, title)
     own = [m for m in mentions if m.name == record.name]

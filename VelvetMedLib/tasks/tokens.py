@@ -143,11 +143,10 @@ def region_tokens(maps: FineMaps, thresholds: Sequence[float] | None = None) -> 
 
     halves, _ = _half_index(shape)
     cell = ((x >> 1) * np.int32(halves[1]) + (y >> 1)) * np.int32(halves[2]) + (z >> 1)
-    pooled = np.zeros((bins, maps.features_cxyz.shape[0]), np.float32)
     cells = halves[0] * halves[1] * halves[2]
     counts = np.bincount(cell.astype(np.int64) * bins + labels, minlength=cells * bins).reshape(cells, bins)
-    pooled = counts.T.astype(np.float32) @ maps.features_cxyz.reshape(maps.features_cxyz.shape[0], -1).T
-    pooled = pooled[1:] / some[:, None].astype(np.float32)
+    sums = counts.T.astype(np.float32) @ maps.features_cxyz.reshape(maps.features_cxyz.shape[0], -1).T
+    pooled = sums[1:] / some[:, None].astype(np.float32)
 
     hu = np.asarray(maps.hu_xyz).ravel()[inside].astype(np.float64)
     mean = np.bincount(labels, hu, minlength=bins)[1:] / some

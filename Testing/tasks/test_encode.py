@@ -1,0 +1,200 @@
+"""The one pass: tiles join without seams, each encoder runs once, a saved encoding is the encoding."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from VelvetMedLib.bundle import load_bundle
+from VelvetMedLib.errors import BundleError, Cancelled, CaseError
+from VelvetMedLib.tasks import encode as encode_module
+from VelvetMedLib.tasks import find, ground, run_analysis
+from VelvetMedLib.tasks.encode import encode, forget_encodings, sweep, tile_starts
+from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
+from VelvetMedLib.tasks.organs import most_probable, tidy_organs
+from VelvetMedLib.tasks.precision import choose_precision
+from VelvetMedLib.tasks.views import fine_view
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("VELVETMED_PRECISION", "fp32")
+    forget_encodings()
+    yield
+    forget_encodings()
+
+
+@pytest.fixture
+def calls(random_bundle: Any) -> Any:
+    """How often each encoder of the bundle ran."""
+    counted: Counter[str] = Counter()
+    hooks = [
+        getattr(random_bundle.model, name).register_forward_hook(lambda *_, name=name: counted.update([name]))
+        for name in ("fine", "swin", "reader")
+    ]
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap"), [(96, 96, 0.25), (40, 96, 0.25), (112, 96, 0.25), (320, 96, 0.5), (160, 64, 0.0)])
+def test_tiles_are_even_cover_everything_and_overlap_enough(size: int, tile: int, overlap: float):
+    starts = tile_starts(size, tile, overlap)
+    assert starts[0] == 0 and all(s % 2 == 0 for s in starts)
+    assert max(size, tile) == starts[-1] + tile
+    assert all(b - a <= tile * (1 - overlap) + 2 for a, b in itertools.pairwise(starts))
+
+
+@contextmanager
+def swapped(bundle: Any, name: str, network: Any) -> Iterator[None]:
+    """Another network in a bundle for a while (pytest's monkeypatch does not know a module's own attributes)."""
+    original = getattr(bundle.model, name)
+    setattr(bundle.model, name, network)
+    try:
+        yield
+    finally:
+        setattr(bundle.model, name, original)
+
+
+def test_a_network_that_sees_only_its_voxel_gives_the_same_through_tiles_as_at_once(body: Any, random_bundle: Any):
+    """Seams come from context; with a pointwise network there is none, so tiling must change nothing."""
+
+    class Pointwise(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            logits = torch.linspace(-2, 2, 33)[None, :, None, None, None] * x[:, :1] * 4
+            features = torch.nn.functional.avg_pool3d(x[:, :1], 2).repeat(1, 48, 1, 1, 1)
+            return type("Out", (), {"organ_logits": logits, "lesion_logits": logits[:, :17], "features": features})()
+
+    view = fine_view(body)
+    with swapped(random_bundle, "fine", Pointwise()):
+        whole = sweep(view, _with_tile(random_bundle, (96, 96, 96)))
+        tiled = sweep(view, _with_tile(random_bundle, (32, 32, 32)))
+    assert np.abs(whole[0].astype(int) - tiled[0].astype(int)).max() <= 1
+    assert np.abs(whole[1].astype(int) - tiled[1].astype(int)).max() <= 8
+    assert np.allclose(whole[2], tiled[2], atol=1e-5)
+
+
+def _with_tile(bundle: Any, tile: tuple[int, int, int]) -> Any:
+    from dataclasses import replace
+
+    views = replace(bundle.config.views, fine=replace(bundle.config.views.fine, tile_voxels=tile))
+    return replace(bundle, config=replace(bundle.config, views=views))
+
+
+def test_everything_from_one_scan_runs_each_encoder_once(
+    body: Any, random_bundle: Any, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+):
+    wide = _with_tile(random_bundle, (96, 96, 96))
+    monkeypatch.setattr(encode_module, "choose_precision", lambda *_: "fp32")
+    analysis = run_analysis(body, wide)
+    again = encode(body, wide)
+    find(again, wide)
+    ground(again, "the liver", wide)
+    assert again is analysis.encoding
+    assert calls == {"fine": 1, "swin": 1, "reader": 1}
+
+
+def test_only_what_is_asked_for_is_computed_and_the_rest_is_added_later(body: Any, random_bundle: Any, calls: Counter[str]):
+    first = encode(body, random_bundle, needs={"global"})
+    assert calls == {"swin": 1} and first.fine is None and first.reading is None
+    with pytest.raises(ValueError, match="fine"):
+        first.need_fine()
+    encode(body, random_bundle)
+    assert calls["swin"] == 1 and calls["reader"] == 1
+
+
+def test_a_saved_encoding_reads_back_the_same(body: Any, random_bundle: Any, tmp_path: Path):
+    first = encode(body, random_bundle)
+    second = load_encoding(save_encoding(tmp_path / "e.safetensors", first))
+    assert second.volume_sha256 == first.volume_sha256 and second.scan_grid.equals(first.scan_grid)
+    a, b = first.need_fine(), second.need_fine()
+    for name in ("organs_xyz", "lesions_cxyz", "hu_xyz", "in_view", "region_tokens", "region_mask", "lesion_tokens"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    assert a.lesions == b.lesions and a.grid.equals(b.grid)
+    assert np.array_equal(first.need_reading().memory, second.need_reading().memory)
+    assert [f.as_dict() for f in find(first, random_bundle)] == [f.as_dict() for f in find(second, random_bundle)]
+    assert {p.name for p in tmp_path.iterdir()} == {"e.safetensors"}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip header", "version"])
+def test_a_damaged_encoding_is_refused(body: Any, random_bundle: Any, tmp_path: Path, damage: str):
+    path = save_encoding(tmp_path / "e.safetensors", encode(body, random_bundle))
+    content = path.read_bytes()
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "flip header":
+        content = content[:4] + b"\xff\xff\xff\xff" + content[8:]
+    else:
+        content = content.replace(b'\\"format_version\\": 1', b'\\"format_version\\": 7', 1)
+    path.write_bytes(content)
+    with pytest.raises(CaseError):
+        load_encoding(path)
+
+
+def test_cancel_between_tiles_stops_and_keeps_nothing(body: Any, random_bundle: Any, calls: Counter[str]):
+    small = _with_tile(random_bundle, (32, 32, 32))
+
+    def cancel() -> None:
+        if calls["fine"] >= 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        encode(body, small, cancel=cancel)
+    assert calls["fine"] == 2 and "swin" not in calls
+    assert not encode_module._cache
+
+
+def test_progress_rises_to_one_and_names_its_stages(body: Any, random_bundle: Any):
+    said: list[tuple[float, str]] = []
+    encode(body, _with_tile(random_bundle, (32, 32, 32)), progress=lambda f, s, left: said.append((f, s)))
+    fractions = [f for f, _ in said]
+    assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
+    assert {"prepare", "fine", "tokens", "global"} <= {s for _, s in said}
+
+
+def test_a_bundle_without_a_network_that_is_needed_is_refused_by_name(body: Any, random_bundle: Any):
+    with swapped(random_bundle, "reader", None), pytest.raises(BundleError, match="no reader"):
+        encode(body, random_bundle)
+
+
+def test_half_precision_is_refused_when_it_is_wrong_or_not_faster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VELVETMED_PRECISION", "auto")
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            wrong = torch.is_autocast_enabled("cpu")
+            return type("Out", (), {"organ_logits": torch.rand(1, 33, 4, 4, 4) * (9 if wrong else 0)})()
+
+    assert choose_precision(Net(), "cpu", 2) == "fp32"
+
+
+def test_the_largest_probability_wins_and_stray_islands_go(rng: np.random.Generator):
+    random = rng.integers(0, 255, (33, 7, 6, 5), dtype=np.uint8)
+    assert np.array_equal(most_probable(random), random.argmax(0))
+    maps = np.zeros((33, 20, 10, 10), np.uint8)
+    maps[0] = 10
+    maps[4, 1:7, 1:7, 1:7] = 200  # liver
+    maps[4, 15, 5, 5] = 200  # and a stray voxel of it, where the spleen is second
+    maps[1, 15, 5, 5] = 100
+    labels = tidy_organs(maps, voxel_ml=0.064)
+    assert (labels == 4).sum() == 216 and labels[15, 5, 5] == 1
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def test_another_bundle_never_gets_this_bundles_encoding(body: Any, random_bundle: Any, bundle_maker: Any, tmp_path: Path):
+    first = encode(body, random_bundle)
+    other = encode(body, load_bundle(bundle_maker(tmp_path / "other", seed=9)))
+    assert first.encoding_key != other.encoding_key
+    assert not np.allclose(first.need_reading().study, other.need_reading().study)
