@@ -253,10 +253,10 @@ def test_measurements_of_a_96_cube_take_milliseconds(ball) -> None:
     ]  # fmt: skip
     for function, mask in functions:
         best = min(_seconds(function, mask, affine) for _ in range(5))
-        assert best < 0.05, function.__name__
+        assert best < 0.15, function.__name__
 
 
 def _seconds(function, mask: np.ndarray, affine: np.ndarray) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function(mask) if function is measure.components else function(mask, affine)
-    return time.perf_counter() - start
+    return time.process_time() - start

@@ -17,7 +17,7 @@ NUMBER_WORDS = {
     word: n
     for n, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"])
 }
-COUNT = re.compile(rf"\b(single|solitary|{'|'.join(list(NUMBER_WORDS)[1:])}|\d{{1,2}})\b(?! ?(?:mm|cm|ml|hu|%|\.\d|x ))")
+COUNT = re.compile(rf"\b(single|solitary|{'|'.join(list(NUMBER_WORDS)[1:])}|\d{{1,2}})\b(?! ?-?(?:mm|cm|ml|hu|%|\.\d|x ))")
 
 _NUMBER = r"(\d+(?:[.,]\d+)?)"
 _UNIT = r"(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"

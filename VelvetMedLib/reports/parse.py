@@ -116,7 +116,8 @@ def _resolve(spans: list[Span], words: str, section: str) -> list[Span]:
         if _OTHER_ORGANS.search(near):
             continue
         organ = next((organ for organ, anchor in _ANCHORS.items() if anchor.search(near)), None)
-        organ = organ or next((organ for organ, anchor in _ANCHORS.items() if anchor.search(section)), None)
+        for wider in (section, words):
+            organ = organ or next((organ for organ, anchor in _ANCHORS.items() if anchor.search(wider)), None)
         name: str | None = span.name
         if "nodul" in text or "mass" in text:
             name = {"liver": "liver_lesion", "kidney": None}.get(organ or "", span.name)
@@ -166,6 +167,9 @@ def _boundary(words: str, start: int, end: int) -> int:
 def _state(span: Span, spans: list[Span], cues: list[Cue], words: str) -> State:
     inner = re.search(r"\b(?:not|free of|no)\b", words[span.start : span.end])
     found: list[State] = ["absent"] if inner else []
+    # "X versus Y": the reader does not know which of the two it is.
+    if re.match(r" ?(?:versus|vs\.?|/) ", words[span.end :]) and not inner:
+        found.append("uncertain")
     for cue in cues:
         inside = cue.start >= span.start and cue.end <= span.end
         if cue.before and (cue.end <= span.start or (inside and cue.start == span.start)):
@@ -209,6 +213,10 @@ def _reaches_back(words: str, cue: Cue, span: Span, spans: list[Span]) -> bool:
         # A shared cue needs a plain list between the two findings: "X and Y are not seen".
         gaps = words[span.end : after[0].start]
         return _LIST_GAP.fullmatch(gaps) is not None and _reaches_back(words, cue, after[0], spans)
+    # "X, Y not excluded": the doubt is about Y, unless what follows the comma still describes X.
+    tail = between.rpartition(",")[2].strip() if "," in between else ""
+    if cue.state == "uncertain" and re.match(r"(?!most|the largest|measur|up to|\d|which|it |this |but|and |or |is |are |each)\w", tail):
+        return False
     if cue.state == "uncertain" and cue.start > span.end and re.search(r"\b(?:is|are) (?:seen|present|noted)\b", between):
         return False
     return len(between.split()) <= 20
