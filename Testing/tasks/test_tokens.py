@@ -140,12 +140,12 @@ def test_empty_maps_give_no_tokens_and_no_warning():
 def test_pooling_a_whole_scan_takes_a_fraction_of_a_second():
     maps = random_maps(1, (96, 80, 96))
     best = min(_seconds(maps) for _ in range(3))
-    # 60 ms on an idle core; the bound leaves room for machines that do other things as well.
+    # About 60 ms of this thread's own time; the bound leaves room for slower processors.
     assert best < 0.6
 
 
 def _seconds(maps: FineMaps) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     region_tokens(maps)
     lesion_tokens(maps)
-    return time.perf_counter() - started
+    return time.thread_time() - started

@@ -201,17 +201,21 @@ def components(
     chosen = [int(n) for n in order if sizes[n] >= least_voxels]
     if not chosen:
         return []
+    # Noise can have thousands of components: number the chosen ones 1.. and forget the rest before measuring boxes.
+    table = np.zeros(len(sizes) + 1, np.uint16)
+    table[np.array(chosen) + 1] = np.arange(1, len(chosen) + 1)
+    ranked = table[labels]
     shapes = sitk.LabelShapeStatisticsImageFilter()
     shapes.ComputePerimeterOff()
     shapes.ComputeFeretDiameterOff()
-    shapes.Execute(sitk.GetImageFromArray(labels))
+    shapes.Execute(sitk.GetImageFromArray(ranked))
     parts = []
-    for n in chosen:
-        box = shapes.GetBoundingBox(n + 1)
+    for rank in range(1, len(chosen) + 1):
+        box = shapes.GetBoundingBox(rank)
         # SimpleITK counts its axes from the fastest one: box is (last axis, middle, first, sizes in the same order).
         local = tuple(slice(box[2 - a], box[2 - a] + box[5 - a]) for a in range(3))
         whole = tuple(slice(reach[a].start + local[a].start, reach[a].start + local[a].stop) for a in range(3))
-        parts.append((whole, labels[local] == n + 1))
+        parts.append((whole, ranked[local] == rank))
     return parts
 
 
