@@ -58,16 +58,16 @@ SPLITS: dict[int, tuple[tuple[float, str], ...]] = {
     29: ((340, "vertebra_trabecular"), (9999, "vertebra_cortical")), 92: ((300, "rib_marrow"), (9999, "rib_cortical")),
     69: ((300, "shoulder_marrow"), (9999, "shoulder_cortical")),
 }  # fmt: skip
-SAME_SPLIT = {3: 2, 11: 10, 12: 10, 13: 10, 14: 10, 60: 59, 87: 86, 89: 88} | {i: 54 for i in range(55, 59)}
-SAME_SPLIT |= {i: 29 for i in VERTEBRAE} | {i: 69 for i in range(70, 75)}
-MERGED_PARTS = {19: BOWEL, 20: BOWEL, 23: 3, 24: 2, 61: 51} | {i: 92 for i in RIBS} | {i: 54 for i in range(55, 59)} | {60: 59}
-MERGED_PARTS |= {i: 69 for i in range(70, 75)}
+SAME_SPLIT = {3: 2, 11: 10, 12: 10, 13: 10, 14: 10, 60: 59, 87: 86, 89: 88} | dict.fromkeys(range(55, 59), 54)
+SAME_SPLIT |= dict.fromkeys(VERTEBRAE, 29) | dict.fromkeys(range(70, 75), 69)
+MERGED_PARTS = {19: BOWEL, 20: BOWEL, 23: 3, 24: 2, 61: 51} | dict.fromkeys(RIBS, 92) | dict.fromkeys(range(55, 59), 54) | {60: 59}
+MERGED_PARTS |= dict.fromkeys(range(70, 75), 69)
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 
-def _to_grid(path: Path, size: tuple[int, int, int], origin_lps: tuple[float, float, float], labels: bool) -> np.ndarray:
+def _to_grid(path: Path, size: tuple[int, ...], origin_lps: tuple[float, float, float], labels: bool) -> np.ndarray:
     image = sitk.ReadImage(str(path))
     reference = sitk.Image(size, sitk.sitkUInt8)
     reference.SetSpacing((SPACING_MM,) * 3)
@@ -111,7 +111,9 @@ def _coordinates(shape: tuple[int, ...], lo: tuple[float, float, float]) -> tupl
 def paint_out_nodule(hu: Array, parts: Labels, lo: tuple[float, float, float]) -> Array:
     """Replaces the nodule by lung copied from the same lobe; the edge of the copy fades over 6 mm."""
     right, anterior, superior = _coordinates(hu.shape, lo)
-    radius = np.sqrt(sum(((c - centre) / r) ** 2 for c, centre, r in zip((right, anterior, superior), NODULE_RAS, NODULE_RADII_MM, strict=True)))
+    radius = np.sqrt(
+        sum(((c - centre) / r) ** 2 for c, centre, r in zip((right, anterior, superior), NODULE_RAS, NODULE_RADII_MM, strict=True))
+    )
     region = np.argwhere((radius < 1.0) & (parts == LOWER_LEFT))
     lobe = parts == LOWER_LEFT
     best: tuple[float, tuple[int, int, int]] | None = None
@@ -249,7 +251,7 @@ def add_pelvis(tissue: Labels, parts: Labels, hu: Array, lo: tuple[float, float,
 def build(ct: Path, mask: Path, names: dict[int, str]) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """All arrays of the atlas and its table."""
     rng = np.random.default_rng(1)
-    size = tuple(int(round((hi - lo) / SPACING_MM)) + 1 for lo, hi in zip((*BOX_LO, -340.0), (*BOX_HI, -10.0), strict=True))
+    size = tuple(round((hi - lo) / SPACING_MM) + 1 for lo, hi in zip((*BOX_LO, -340.0), (*BOX_HI, -10.0), strict=True))
     lo = (*BOX_LO, -340.0)
     origin = (-lo[0], -lo[1], lo[2])
     hu = _to_grid(ct, size, origin, labels=False)
@@ -257,12 +259,12 @@ def build(ct: Path, mask: Path, names: dict[int, str]) -> tuple[dict[str, np.nda
     for old, new in MERGED_PARTS.items():
         parts[parts == old] = new
     hu = paint_out_nodule(hu, parts, lo)
-    right, anterior, superior = _coordinates(hu.shape, lo)
+    _, _, superior = _coordinates(hu.shape, lo)
     tissue, _ = classify(hu, parts, superior)
     parts[tissue == T["air"]] = 0
     add_shoulder_caps(tissue, parts, hu, lo, rng)
     below = extend_down(tissue, parts, hu, lo[2], rng)
-    tissue, parts, hu = (np.concatenate((part, whole)) for part, whole in zip(below, (tissue, parts, hu), strict=True))
+    tissue, parts, hu = np.concatenate((below[0], tissue)), np.concatenate((below[1], parts)), np.concatenate((below[2], hu))
     lo = (lo[0], lo[1], lo[2] - below[0].shape[0] * SPACING_MM)
     add_pelvis(tissue, parts, hu, lo, -340.0, rng)
     tissue[(parts > 0) & (tissue == T["air"])] = T["soft"]
@@ -274,7 +276,7 @@ def build(ct: Path, mask: Path, names: dict[int, str]) -> tuple[dict[str, np.nda
     order = np.argsort(inverse.ravel(), kind="stable")
     ends = np.cumsum(np.bincount(inverse.ravel()))
     # Medians: an organ's rim is mixed with its neighbours, and a mean would put the organ's own density off.
-    middle = np.array([np.median(part) for part in np.split(hu.ravel()[order], ends[:-1])])
+    middle = np.array([np.median(values) for values in np.split(hu.ravel()[order], ends[:-1])])
     middle[pairs % 256 == T["air"]] = -1000.0
     residual = np.round((hu - middle[cells]) / RESIDUAL_STEP_HU)
     residual[tissue == T["air"]] = 0
@@ -287,7 +289,7 @@ def build(ct: Path, mask: Path, names: dict[int, str]) -> tuple[dict[str, np.nda
     }
     table = {
         "version": 1, "spacing_mm": SPACING_MM, "origin_ras_mm": list(lo), "residual_step_hu": RESIDUAL_STEP_HU,
-        "scan_bottom_s_mm": -340.0, "tissues": list(TISSUES), "parts": {str(i): names[i] for i in map(int, np.unique(parts)) if i},
+        "scan_bottom_s_mm": -340.0, "tissues": list(TISSUES), "parts": {str(n): names[n] for n in np.unique(parts).tolist() if n},
         "painted_out": {"what": "lung nodule", "center_ras_mm": NODULE_RAS, "radii_mm": NODULE_RADII_MM},
     }  # fmt: skip
     return arrays, table

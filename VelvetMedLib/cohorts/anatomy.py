@@ -166,7 +166,7 @@ def _linear_part(rng: np.random.Generator) -> tuple[NDArray[np.float64], dict[st
     sheared[0, 1], sheared[0, 2], sheared[1, 2] = shear
     forward = rotation @ sheared @ np.diag(size * axes)
     facts = {"angles_deg": np.rad2deg(angles).round(2).tolist(), "size": round(float(size), 4), "axes": axes.round(4).tolist()}
-    return np.linalg.inv(forward), facts
+    return np.linalg.inv(forward).astype(np.float64), facts
 
 
 def draw_body(atlas: Atlas, rng: np.random.Generator) -> Body:
@@ -190,9 +190,7 @@ def draw_body(atlas: Atlas, rng: np.random.Generator) -> Body:
 
     growths: list[Growth] = []
     belly = float(rng.normal(-0.08, 0.16))
-    growths.append(
-        Growth(center_sar=(-350.0, 30.0, -18.0), gain=float(np.clip(belly, -0.4, 0.25)), radius_mm=105.0, axes=(0.0, 1.0, 0.7))
-    )
+    growths.append(Growth(center_sar=(-350.0, 30.0, -18.0), gain=float(np.clip(belly, -0.4, 0.25)), radius_mm=105.0, axes=(0.0, 1.0, 0.7)))
     chest = float(np.clip(rng.normal(0.0, 0.13), -0.3, 0.3))
     growths.append(Growth(center_sar=(-140.0, -20.0, -5.0), gain=chest, radius_mm=110.0, axes=(0.3, 1.0, 0.6)))
     lo, hi = np.array([-520.0, -110.0, -150.0]), np.array([-20.0, 90.0, 120.0])
@@ -225,7 +223,9 @@ def draw_view(atlas: Atlas, body: Body, options: CohortOptions, rng: np.random.G
     name = VIEWS[int(rng.choice(len(VIEWS), p=weights / weights.sum()))]
     step = options.spacing_mm
     most_i, most_j, most_k = options.largest_shape_ijk
-    at = {key: float(body.forward(np.array([s, -10.0, -10.0], np.float32))[0]) for key, s in (("apex", -28), ("dome", -180), ("base", -288))}
+    at = {
+        key: float(body.forward(np.array([s, -10.0, -10.0], np.float32))[0]) for key, s in (("apex", -28), ("dome", -180), ("base", -288))
+    }
     top = {
         "chest_abdomen": at["apex"] + rng.uniform(-15, 45),
         "chest": at["apex"] + rng.uniform(-5, 45),
@@ -241,8 +241,8 @@ def draw_view(atlas: Atlas, body: Body, options: CohortOptions, rng: np.random.G
     k = int(np.clip(round((top - bottom) / step), min(16, most_k), most_k))
     middle = body.forward(np.array([-220.0, -12.0, -14.0], np.float32))
     crop = rng.uniform() < 0.25
-    i = int(round(most_i * rng.uniform(0.72, 1.0))) if crop else most_i
-    j = int(round(most_j * rng.uniform(0.78, 1.0))) if crop else most_j
+    i = round(most_i * rng.uniform(0.72, 1.0)) if crop else most_i
+    j = round(most_j * rng.uniform(0.78, 1.0)) if crop else most_j
     center_a, center_r = float(middle[1] + rng.normal(0, 9)), float(middle[2] + rng.normal(0, 9))
     circle = None
     if rng.uniform() < 0.5:

@@ -29,7 +29,8 @@ EXTRA_LEVELS = {27: "L5", 28: "L4"}
 class Atlas:
     """Arrays indexed (k, j, i) = (S, A, R), padded by one voxel of air; `origin_sar` is the centre of voxel (0, 0, 0) in mm.
 
-    cells: uint8 index into the cell tables; a cell is a pair (part, tissue). cell_hu: median HU of a cell in the scan. residual_hu: the scan's HU minus that.
+    cells: uint8 index into the cell tables; a cell is a pair (part, tissue).
+    cell_hu: median HU of a cell in the scan. residual_hu: the scan's HU minus that.
     habitus: vector from the inner body wall to each point outside it, zero within, on its own coarse grid.
     """
 
@@ -79,7 +80,7 @@ def _structure_of_part() -> NDArray[np.uint8]:
 def _habitus(outer: NDArray[np.bool_], origin: NDArray[np.float32], spacing: float) -> tuple[Field, NDArray[np.float32], float]:
     """Vectors from the inner body wall outwards, smooth, on a coarse grid that reaches far beyond the body."""
     step = spacing * HABITUS_STEP
-    pad = int(round(HABITUS_PAD_MM / step))
+    pad = round(HABITUS_PAD_MM / step)
     first = HABITUS_STEP // 2
     inner = ~outer[first::HABITUS_STEP, first::HABITUS_STEP, first::HABITUS_STEP]
     inner = np.pad(inner, ((0, 0), (pad, pad), (pad, pad)))
@@ -151,6 +152,7 @@ def load_atlas() -> Atlas:
     return Atlas(
         cells=cells, residual_hu=residual, spacing_mm=spacing, origin_sar=origin, tissues=tissues, cell_tissue=cell_tissue,
         cell_part=cell_part, cell_structure=cell_structure, cell_hu=arrays["cell_hu"], air_cell=air_cell,
-        habitus=habitus, habitus_origin_sar=habitus_origin, habitus_step_mm=habitus_step, centers_sar=centers, boxes_sar=boxes, ends_sar=ends,
+        habitus=habitus, habitus_origin_sar=habitus_origin, habitus_step_mm=habitus_step, centers_sar=centers,
+        boxes_sar=boxes, ends_sar=ends,
         body_centers_sar=bodies, body_heights_mm=heights, even_levels=tuple(even), level_part=levels, painted_out_ras_mm=(r, a, s),
     )  # fmt: skip

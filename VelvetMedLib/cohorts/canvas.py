@@ -27,7 +27,10 @@ def label(name: str) -> int:
 
 @dataclass(eq=False)
 class Canvas:
-    """Arrays indexed (k, j, i) = (S, A, R), axes rising. `first_sar`: centre of voxel (0, 0, 0) in mm. Bit n-1 of `lesions` is instance n."""
+    """Arrays indexed (k, j, i) = (S, A, R), axes rising. `first_sar`: centre of voxel (0, 0, 0) in mm.
+
+    Bit n-1 of `lesions` is instance n.
+    """
 
     hu: Floats
     organs: NDArray[np.uint8]
@@ -75,7 +78,7 @@ class Canvas:
             out.append(line.reshape([-1 if axis == other else 1 for other in range(3)]))
         return out[0], out[1], out[2]
 
-    def box(self, center_sar: Sequence[float], reach_mm: float | Sequence[float]) -> Box | None:
+    def box(self, center_sar: Sequence[float] | Floats, reach_mm: float | Sequence[float]) -> Box | None:
         """Slices around a point; None where they miss the grid."""
         reach = np.broadcast_to(np.asarray(reach_mm, float), (3,))
         index = (np.asarray(center_sar, float) - self.first_sar) / self.step
@@ -135,7 +138,8 @@ class Canvas:
                         rho2 = rho2 + ((row[0] * moved[0] + row[1] * moved[1] + row[2] * moved[2]) * np.float32(1.0 / radius)) ** 2
                     inside = (scale - np.sqrt(rho2)) * np.float32(mean_radius / width) + np.float32(0.5)
                     total += np.clip(inside, 0.0, 1.0)
-        return box, total / np.float32(len(offsets) ** 3)
+        total /= np.float32(len(offsets) ** 3)
+        return box, total
 
     def blend(self, box: Box, share: Floats, hu: Floats | float) -> None:
         """Replaces a share of each voxel's HU."""
@@ -153,7 +157,7 @@ class Canvas:
 
     def lowest(self, where: NDArray[np.intp], score: Floats, volume_ml: float) -> NDArray[np.intp]:
         """Of the voxels `where` (flat), those with the lowest score that make up a volume."""
-        count = int(round(volume_ml / self.voxel_ml))
+        count = round(volume_ml / self.voxel_ml)
         if count <= 0 or len(where) == 0:
             return where[:0]
         if count >= len(where):

@@ -152,13 +152,22 @@ def spleen_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: 
     )  # fmt: skip
 
 
-def compression(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> tuple[Compression | None, str | None]:
+def compression(
+    atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats
+) -> tuple[Compression | None, str | None]:
     """One level in view with both neighbours, losing 18 to 64 % of its height, else about nothing."""
     loss = float(rng.uniform(0.18, 0.64)) if affected else float(rng.uniform(-0.02, 0.04))
     pick = rng.uniform()
     levels = [x for x in VERTEBRAL_LEVELS if x in atlas.body_centers_sar]
     seen = [x for x in levels if _in_view(body, atlas.body_centers_sar[x], low, high, 6.0)]
-    inner = [x for x in seen if x in atlas.even_levels and x not in ("T1", "T2", "T3") and levels[levels.index(x) - 1] in seen and levels[levels.index(x) + 1] in seen]
+    inner = [
+        x
+        for x in seen
+        if x in atlas.even_levels
+        and x not in ("T1", "T2", "T3")
+        and levels[levels.index(x) - 1] in seen
+        and levels[levels.index(x) + 1] in seen
+    ]
     if not inner:
         return None, None
     level = inner[int(pick * len(inner))]

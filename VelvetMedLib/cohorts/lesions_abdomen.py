@@ -24,14 +24,17 @@ def liver_lesion(canvas: Canvas, tissues: TissueHu, rng: np.random.Generator, af
         diameter = log_uniform(rng, 7.0, 70.0) if affected else log_uniform(rng, 5.0, 40.0)
         center = canvas.pick(rng, liver)
         ratio, lumps = rng.uniform(0.75, 1.0, 2), float(rng.uniform(0, 0.18))
-        if center is None or (blob := canvas.blob(rng, center, (diameter / 2, diameter / 2 * ratio[0], diameter / 2 * ratio[1]), lumps)) is None:
+        if (
+            center is None
+            or (blob := canvas.blob(rng, center, (diameter / 2, diameter / 2 * ratio[0], diameter / 2 * ratio[1]), lumps)) is None
+        ):
             continue
         box, cover = blob
         cover = cover * liver[box]
         texture = canvas.noise(rng, cover.shape, 6.0) * np.float32(5.0)
         hu = base if not affected else cyst if contrast is None else base + contrast
         if not affected:
-            canvas.blend(box, cover * np.float32(0.1), texture + np.float32(hu))
+            canvas.blend(box, cover * np.float32(0.02), texture + np.float32(hu))
             continue
         canvas.blend(box, cover, texture + np.float32(hu))
         canvas.mark("liver_lesion", box, cover >= 0.5)

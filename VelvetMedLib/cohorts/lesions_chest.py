@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from VelvetMedLib.cohorts.canvas import LOBES, LOBES_LEFT, LOBES_RIGHT, Canvas, Floats, Mask, label, log_uniform
+from VelvetMedLib.cohorts.canvas import LOBES_LEFT, LOBES_RIGHT, Canvas, Floats, Mask, label, log_uniform
 from VelvetMedLib.cohorts.tissues import TissueHu
 
 _BONES = ("vertebrae", "ribs", "sternum", "costal_cartilages", "shoulder_girdle", "spinal_cord")
@@ -16,7 +16,9 @@ def _sides(rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
     return ((LOBES_LEFT,), (LOBES_RIGHT,), (LOBES_LEFT, LOBES_RIGHT))[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]
 
 
-def _cavity_part(canvas: Canvas, rng: np.random.Generator, labels: tuple[int, ...], volume: float, dependent: bool, most: float) -> NDArray[np.intp]:
+def _cavity_part(
+    canvas: Canvas, rng: np.random.Generator, labels: tuple[int, ...], volume: float, dependent: bool, most: float
+) -> NDArray[np.intp]:
     """The lowest (fluid) or highest (air) part of a pleural cavity in a patient on the back, with a slightly uneven surface."""
     where = np.flatnonzero(canvas.mask(labels))
     tilt, wave = float(rng.uniform(0.1, 0.5)), float(rng.uniform(0, 60))
@@ -91,7 +93,7 @@ def pericardial_effusion(canvas: Canvas, tissues: TissueHu, rng: np.random.Gener
     blocked = canvas.mask([label(n) for n in (*_BONES, "aorta", "heart", "liver", "stomach", "spleen", "trachea", "superior_vena_cava",
                                               "inferior_vena_cava", "esophagus")])[box]  # fmt: skip
     blocked = blocked | (canvas.lesions[box] > 0) | canvas.tissue_mask("air", "skin", "fat_subcutaneous", "muscle")[box]
-    s, a, r = canvas.axes(box)
+    s, a, _ = canvas.axes(box)
     k, j, i = (np.mean(x) for x in np.nonzero(heart[box]))
     middle = canvas.first_sar + (np.array([k + box[0].start, j + box[1].start, i + box[2].start], np.float32)) * np.float32(canvas.step)
     # Above the heart lie the great vessels, which the pericardium does not follow far.
@@ -221,5 +223,3 @@ def _surrounded(mask: Mask) -> Mask:
         view[:-1] &= src[1:]
         view[0] = view[-1] = False
     return out
-
-

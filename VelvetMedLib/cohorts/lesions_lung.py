@@ -1,7 +1,8 @@
 """Findings inside the lungs: nodules, masses, consolidation, ground glass, emphysema, atelectasis.
 
-Each painter draws from its finding's own stream. Where the finding is not drawn, the same strokes are made as shams:
-lung is replaced by lung of the same density, so that the stroke itself tells nothing.
+Each painter draws from its finding's own stream. Where the finding is not drawn, the same strokes are made as shams with
+a hundredth of a lesion's effect, far below the noise, so that no voxel is left unpainted only where nothing is wrong. Nothing
+beyond a lesion's own voxels may depend on whether it is there.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from VelvetMedLib.cohorts.canvas import LOBES, LOBES_LEFT, LOBES_RIGHT, Canvas, Floats, log_uniform
 from VelvetMedLib.cohorts.tissues import TissueHu
 
+SHAM_SHARE = 0.01
+
 
 def _lung_hu(canvas: Canvas, tissues: TissueHu) -> float:
     return float(tissues.mean_hu[canvas.tissue_names.index("lung")])
 
 
-def _round_lesion(canvas: Canvas, rng: np.random.Generator, diameter: float, hu: float, lumps: float, center: Floats | None, real: bool) -> None:
+def _round_lesion(
+    canvas: Canvas, rng: np.random.Generator, diameter: float, hu: float, lumps: float, center: Floats | None, real: bool
+) -> None:
     radius = diameter / 2
     radii = [radius * float(rng.uniform(0.72, 1.0)), radius * float(rng.uniform(0.72, 1.0)), radius]
     core = float(rng.uniform()) if diameter > 30 else 1.0
@@ -31,11 +36,13 @@ def _round_lesion(canvas: Canvas, rng: np.random.Generator, diameter: float, hu:
     share = share * canvas.mask(LOBES)[box]
     texture = canvas.noise(rng, share.shape, 6.0) * np.float32(9.0 + 3.0 * abs(grain))
     value: Floats | float = texture + np.float32(hu)
-    if core < 0.3 and real:  # a necrotic centre
+    if not real:
+        canvas.blend(box, share * np.float32(SHAM_SHARE), value)
+        return
+    if core < 0.3:  # a necrotic centre
         value = value - np.float32(28.0) * np.clip(share * 4 - 3, 0, 1)
     canvas.blend(box, share, value)
-    if real:
-        canvas.mark("lung_nodule", box, share >= 0.5)
+    canvas.mark("lung_nodule", box, share >= 0.5)
 
 
 def lung_nodule(canvas: Canvas, tissues: TissueHu, rng: np.random.Generator, affected: bool) -> None:

@@ -14,8 +14,19 @@ import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.cohorts.options import CohortOptions, stream
-from VelvetMedLib.cohorts.store import ATTRIBUTION, COHORT_VERSION, MANIFEST, RECORD, Cohort, case_record, read_cohort, write_case, write_json
+from VelvetMedLib.cohorts.store import (
+    ATTRIBUTION,
+    COHORT_VERSION,
+    MANIFEST,
+    RECORD,
+    Cohort,
+    case_record,
+    read_cohort,
+    write_case,
+    write_json,
+)
 from VelvetMedLib.cohorts.synthetic import assessable_findings, make_case
+from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CohortError
 
 PLAN = "cohort.plan.json"
@@ -107,8 +118,18 @@ def make_cohort(
     if sheet:
         from VelvetMedLib.cohorts.sheet import draw_sheet
 
-        draw_sheet(cohort)
+        draw_sheet(cohort, real=_real_scan())
     return cohort
+
+
+def _real_scan() -> Volume | None:
+    """The sample scan for comparison, if it is already in the cache; nothing is fetched for a picture."""
+    from VelvetMedLib.cohorts.sample import NIFTI_WHEEL, default_cache, get_sample, is_complete
+    from VelvetMedLib.ct import read
+
+    if not is_complete(NIFTI_WHEEL, default_cache() / "sample" / "lidc-idri-0001" / NIFTI_WHEEL.folder):
+        return None
+    return read(get_sample(dicom=False).ct)
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:

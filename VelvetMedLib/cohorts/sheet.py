@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,12 @@ def draw_sheet(cohort: Cohort, *, most: int = 18, real: Volume | None = None, pa
     return target
 
 
-def _draw_case(axes: Sequence[Any], array: NDArray[Any], organs: NDArray[np.uint8], title: str) -> None:
+def _draw_case(axes: NDArray[Any], array: NDArray[Any], organs: NDArray[np.uint8], title: str) -> None:
     body = array > -400
-    middle = [int(np.average(np.arange(n), weights=body.sum(axis=tuple(x for x in range(3) if x != axis)) + 1e-9)) for axis, n in enumerate(array.shape)]
+    middle = [
+        int(np.average(np.arange(n), weights=body.sum(axis=tuple(x for x in range(3) if x != axis)) + 1e-9))
+        for axis, n in enumerate(array.shape)
+    ]
     at = (middle[0], middle[1], middle[2])
     axial, coronal, sagittal = planes(array, at)
     lungs = planes(array, (min(at[0] + array.shape[0] // 5, array.shape[0] - 1), max(at[1] - 6, 0), at[2]))[0]

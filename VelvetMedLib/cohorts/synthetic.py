@@ -16,12 +16,13 @@ from VelvetMedLib.cohorts.atlas import Atlas, Field, load_atlas
 from VelvetMedLib.cohorts.canvas import Canvas
 from VelvetMedLib.cohorts.growth import ShapePlan, apply_locally, draw_shapes
 from VelvetMedLib.cohorts.options import CohortOptions, stream
-from VelvetMedLib.cohorts.render import add_surroundings, clean_hu, draw_case_tissues, draw_scanner, refill_gut, scan, set_liver
+from VelvetMedLib.cohorts.render import clean_hu, draw_case_tissues, draw_scanner, scan, set_liver
+from VelvetMedLib.cohorts.surroundings import GALLBLADDER_SAR, add_gallbladder, add_surroundings, refill_gut
 from VelvetMedLib.cohorts.tissues import LIVER_SPLEEN_ASSESSED, TissueHu
 from VelvetMedLib.cohorts.truth import CaseMaps, Instance, aortic_diameter, assessed, read_truth
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CohortError
-from VelvetMedLib.reports.ontology import ontology
+from VelvetMedLib.reports.ontology import VERTEBRAL_LEVELS, ontology
 from VelvetMedLib.reports.records import FindingRecord
 from VelvetMedLib.shapes import Affine
 
@@ -68,11 +69,16 @@ def draw_affected(seed: int, options: CohortOptions, changed: str | None = None)
     """Whether the case is drawn normal, and which findings it is drawn to have: each by its own stream, blind to the others."""
     normal = bool(stream(seed, "normal").uniform() < options.normal_fraction)
     names = ontology().finding_names
-    affected = {name: not normal and bool(stream(seed, "affected", n).uniform() < options.affected_probability) for n, name in enumerate(names)}
+    affected = {
+        name: not normal and bool(stream(seed, "affected", n).uniform() < options.affected_probability) for n, name in enumerate(names)
+    }
     if changed is not None:
         if changed not in affected:
             raise CohortError(
-                "A twin cannot be made.", found=f"the finding {changed!r}", expected="a finding of the ontology", next_step="Name another finding."
+                "A twin cannot be made.",
+                found=f"the finding {changed!r}",
+                expected="a finding of the ontology",
+                next_step="Name another finding.",
             )
         affected[changed] = not affected[changed]
     return normal, affected
@@ -114,6 +120,7 @@ def make_case(seed: int, options: CohortOptions | None = None, *, twin: str | No
     )
     surroundings = add_surroundings(canvas, stream(seed, "surroundings"))
     surroundings |= {"gut": refill_gut(canvas, tissues, stream(seed, "gut"))}
+    surroundings |= add_gallbladder(canvas, body.forward(np.array(GALLBLADDER_SAR, np.float32)), stream(seed, "gallbladder"))
     for name, paint in PAINTERS.items():
         paint(canvas, tissues, streams[name], affected[name])
     _settle_lungs(canvas)
@@ -207,13 +214,19 @@ def _cut_circle(canvas: Canvas, view: View) -> NDArray[np.bool_] | None:
 
 
 def _measure_vertebra(
-    atlas: Atlas, body: Body, shapes: ShapePlan, canvas: Canvas, cells: NDArray[np.uint8], first: NDArray[np.float32], view: View, seen: dict[str, float]
+    atlas: Atlas,
+    body: Body,
+    shapes: ShapePlan,
+    canvas: Canvas,
+    cells: NDArray[np.uint8],
+    first: NDArray[np.float32],
+    view: View,
+    seen: dict[str, float],
 ) -> dict[str, Any] | None:
     """Height loss of the drawn level against its neighbours, on a finer grid; marks the body if it lost any that counts."""
     if shapes.level is None:
         return None
-    names = list(atlas.level_part)
-    order = [n for n in ("T1 T2 T3 T4 T5 T6 T7 T8 T9 T10 T11 T12 L1 L2 L3 L4 L5").split() if n in names]
+    order = [level for level in VERTEBRAL_LEVELS if level in atlas.level_part]
     at = order.index(shapes.level)
     trio = (order[at], order[at - 1], order[at + 1])
     center = body.forward(atlas.body_centers_sar[shapes.level])
@@ -239,7 +252,11 @@ def _measure_vertebra(
     height = measure.vertebral_height_mm(masks[0], affine)
     finding = ontology().finding("vertebral_compression")
     if finding.state_of(round(loss, 4)) != "absent":
-        coarse = (atlas.cell_part[cells[box]] == atlas.level_part[shapes.level]) & (canvas.organs[box] > 0) & front[:: FINE_SLICES][: shape[0] // FINE_SLICES]
+        coarse = (
+            (atlas.cell_part[cells[box]] == atlas.level_part[shapes.level])
+            & (canvas.organs[box] > 0)
+            & front[::FINE_SLICES][: shape[0] // FINE_SLICES]
+        )
         canvas.mark("vertebral_compression", box, coarse)
     return {"level": shapes.level, "height_mm": round(height, 2), "height_loss_fraction": round(loss, 4)}
 
@@ -254,7 +271,9 @@ def _mark_aorta(canvas: Canvas, maps: CaseMaps) -> None:
     if box is None:
         return
     s, a, r = canvas.axes(box)
-    near = (s - result.center_ras[2]) ** 2 + (a - result.center_ras[1]) ** 2 + (r - result.center_ras[0]) ** 2 <= (0.75 * result.diameter_mm) ** 2
+    near = (s - result.center_ras[2]) ** 2 + (a - result.center_ras[1]) ** 2 + (r - result.center_ras[0]) ** 2 <= (
+        0.75 * result.diameter_mm
+    ) ** 2
     canvas.mark("aortic_dilatation", box, near & maps.organ("aorta")[box])
 
 

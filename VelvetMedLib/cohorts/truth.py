@@ -16,8 +16,10 @@ from VelvetMedLib.reports.records import FindingRecord, Side, State
 from VelvetMedLib.shapes import Affine
 
 BOTH_SIDES_SHARE = 0.15
-NEEDED_SHARE: dict[str, float] = {"aorta": 0.2, "vertebrae": 0.12, "esophagus": 0.45, "trachea": 0.6, "stomach": 0.5, "heart": 0.9, "liver": 0.75,
-                                  "spleen": 0.97, "kidney_right": 0.85, "kidney_left": 0.85}  # fmt: skip
+NEEDED_SHARE: dict[str, float] = {
+    "aorta": 0.2, "vertebrae": 0.12, "esophagus": 0.45, "trachea": 0.6, "stomach": 0.5, "heart": 0.9, "liver": 0.75, "spleen": 0.97,
+    "kidney_right": 0.85, "kidney_left": 0.85,
+}  # fmt: skip
 NEEDED_LOBE_SHARE = 0.55
 WHOLE_LUNGS_SHARE = 0.8
 """The heart's width is compared with the chest's, so most of both lungs must be there."""
@@ -267,4 +269,3 @@ def read_truth(
         else:
             records.append(FindingRecord(name=finding.name, state="not_assessed"))
     return instances, records
-
