@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "Testing")]
 
 PANEL_WIDTH, NARROW_WIDTH = 420, 350
-VIEW_SIZE = (470, 400)
+VIEW_WIDTH, VIEW_BAR, VIEW_GAP = 430, 18, 3
 VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagittal": "#edd54c"}
 DARK = {"Window": "#2b2b2e", "WindowText": "#e8e8e8", "Base": "#1f1f22", "AlternateBase": "#28282b", "Text": "#e8e8e8"}
 DARK |= {"Button": "#3a3a3e", "ButtonText": "#e8e8e8", "Link": "#8ab4f8", "Highlight": "#3d6fb5", "HighlightedText": "#ffffff"}
@@ -48,10 +48,11 @@ class Studio:
             self.host.app.processEvents()
 
     def shoot(self, name: str, *, width: int = PANEL_WIDTH) -> Path:
-        """The whole panel at a width, as high as it wants to be."""
-        self.parent.setFixedWidth(width)
-        self.settle()
-        self.parent.resize(width, max(self.parent.sizeHint().height(), 200))
+        """The whole panel at a width, as high as it wants to be there."""
+        layout = self.parent.layout()
+        for _ in range(3):  # wrapped labels and tables settle their heights in turns
+            self.settle()
+            self.parent.setFixedSize(width, max(layout.heightForWidth(width), layout.minimumSize().height(), 120))
         self.settle()
         path = self.out / f"{name}.png"
         if not self.parent.grab().save(str(path)):
@@ -72,6 +73,7 @@ class Studio:
             for role, color in DARK.items():
                 palette.setColor(getattr(qt.QPalette, role), qt.QColor(color))
         self.host.app.setPalette(palette)
+        self.board.refresh_from_scene()  # the colour of links is taken when the text is set
         self.settle()
 
     def run(self, on_progress: Callable[[Any], None] | None = None, timeout_s: float = 600.0) -> None:
@@ -121,14 +123,14 @@ def set_window(volume: Any, window: float, level: float) -> None:
     display.SetWindowLevel(window, level)
 
 
-def take_views(studio: Studio, views: Any, turn: dict[str, float]) -> dict[str, Path]:
+def take_views(studio: Studio, views: Any) -> dict[str, Path]:
     """Four views of the scene as it is now."""
     paths = {}
     for orientation in ("Axial", "Coronal", "Sagittal"):
         paths[orientation] = studio.out / f"view_{orientation.lower()}.png"
         views.save_slice(orientation, paths[orientation])
     paths["3D"] = studio.out / "view_3d.png"
-    views.save_3d(paths["3D"], **turn)
+    views.save_3d(paths["3D"], azimuth=-20, elevation=8, zoom=1.3)
     return paths
 
 
@@ -137,33 +139,22 @@ def compose(panel: Path, views: dict[str, Path], out: Path) -> None:
     import qt
 
     left = qt.QImage(str(panel))
-    bar, gap = 18, 3
-    width, height = VIEW_SIZE
-    total_height = max(2 * (height + bar) + gap, left.height())
-    picture = qt.QImage(left.width() + gap + 2 * width + gap, total_height, qt.QImage.Format_RGB32)
+    picture = qt.QImage(left.width() + 2 * (VIEW_WIDTH + VIEW_GAP), left.height(), qt.QImage.Format_RGB32)
     picture.fill(qt.QColor("#1b1b1d"))
     painter = qt.QPainter(picture)
-    painter.fillRect(0, 0, left.width(), total_height, studio_background())
     painter.drawImage(0, 0, left)
-    cell_height = (total_height - gap) // 2
+    cell_height = (left.height() + VIEW_GAP) // 2
     for index, name in enumerate(("Axial", "3D", "Coronal", "Sagittal")):
-        x = left.width() + gap + (index % 2) * (width + gap)
-        y = (index // 2) * (cell_height + gap)
-        painter.fillRect(x, y, width, bar, qt.QColor(VIEW_COLORS[name]))
+        x = left.width() + VIEW_GAP + (index % 2) * (VIEW_WIDTH + VIEW_GAP)
+        y = (index // 2) * cell_height
+        painter.fillRect(x, y, VIEW_WIDTH, VIEW_BAR, qt.QColor(VIEW_COLORS[name]))
         painter.setPen(qt.QColor("#1b1b1d"))
         painter.drawText(x + 6, y + 14, name)
-        image = qt.QImage(str(views[name]))
-        painter.drawImage(x, y + bar, image)
+        painter.drawImage(x, y + VIEW_BAR, qt.QImage(str(views[name])))
     painter.end()
     if not picture.save(str(out)):
         raise OSError("the composed picture could not be written")
     print(out.name)
-
-
-def studio_background() -> Any:
-    import slicer
-
-    return slicer.app.palette().window().color()
 
 
 def main() -> None:
@@ -172,7 +163,6 @@ def main() -> None:
     parser.add_argument("--phantom", action="store_true", help="use the made-up phantom even if the sample scan is there")
     options = parser.parse_args()
     studio = Studio(options.out.resolve())
-    from slicer_host.views import OffscreenViews
     from velvetmed_phantom import PhantomWorker
 
     settings = studio.board.logic.settings
@@ -185,15 +175,14 @@ def main() -> None:
         print("A made-up phantom and a made-up result stand in for scan and model.")
         volume = load_phantom()
         studio.board.logic._connect = PhantomWorker
-        studio.board.analyze.set_models([made_up_model()], "")
+        import VelvetMedPanels.board
+
+        VelvetMedPanels.board.list_models = lambda *_, **__: [made_up_model()]
+        studio.board.refresh_from_scene()
     set_window(volume, 400, 40)
     studio.fold("analyze")
     studio.board.analyze.ui.volumeSelector.setCurrentNode(volume)
     studio.shoot("2_ready")
-
-    views = OffscreenViews(VIEW_SIZE)
-    for orientation in ("Axial", "Coronal", "Sagittal"):
-        views.add_slice(orientation, volume)
 
     taken: list[float] = []
 
@@ -230,19 +219,31 @@ def main() -> None:
     studio.dark(False)
     studio.fold("analyze", "findings", "report")
 
-    segmentation = studio.widget.logic.nodes().segmentation
-    segmentation.GetDisplayNode().SetOpacity2DFill(0.35)
-    studio.board.segments.ui.show3dButton.checked = True
-    case = studio.widget.logic.case()
-    linked = [finding for finding in case.findings if finding.link is not None and finding.state == "present"]
-    linked = linked or [finding for finding in case.findings if finding.link is not None]
-    if linked:
-        studio.board.go_to(linked[0].link)
-    hide_in_3d(segmentation, ("ribs", "shoulder_girdle", "sternum", "autochthon", "costal_cartilages"))
-    panel = studio.shoot("panel_for_views")
-    compose(panel, take_views(studio, views, {"azimuth": 160, "elevation": 8, "zoom": 1.25}), studio.out / "10_module_with_views.png")
+    picture_with_views(studio, volume)
     show_an_error(studio)
     studio.widget.cleanup()
+
+
+def picture_with_views(studio: Studio, volume: Any) -> None:
+    """The panel beside axial, coronal, sagittal and 3D views at the first finding: the picture of the README."""
+    from slicer_host.views import OffscreenViews
+
+    panel = studio.shoot("panel_for_views")
+    views = OffscreenViews((VIEW_WIDTH, (studio.parent.height - VIEW_GAP) // 2 - VIEW_BAR))
+    for orientation in ("Axial", "Coronal", "Sagittal"):
+        views.add_slice(orientation, volume)
+    segmentation = studio.widget.logic.nodes().segmentation
+    display = segmentation.GetDisplayNode()
+    display.SetOpacity2DFill(0.35)
+    studio.board.segments.ui.show3dButton.checked = True
+    hide_in_3d(segmentation, ("ribs", "shoulder_girdle", "sternum", "autochthon", "costal_cartilages"))
+    for segment in studio.widget.logic.case().segments:
+        if segment.name.startswith("lung_") and segment.kind == "organ":
+            display.SetSegmentOpacity3D(segment.name, 0.35)
+    findings = [finding for finding in studio.widget.logic.case().findings if finding.link is not None]
+    for finding in sorted(findings, key=lambda finding: finding.state != "present")[:1]:
+        studio.board.go_to(finding.link)
+    compose(panel, take_views(studio, views), studio.out / "10_module_with_views.png")
 
 
 def hide_in_3d(segmentation: Any, names: tuple[str, ...]) -> None:

@@ -82,7 +82,7 @@ class PhantomWorker:
         if self._answering:
             self._done = True
             return [
-                _Event("result", self._count, {"answer": "A nodule of 16 mm in the left upper lobe.", "confidence": 0.88, "link": None})
+                _Event("result", self._count, {"answer": "A nodule of 7 mm in the left upper lobe.", "confidence": 0.88, "link": None})
             ]
         if passed > 4 and self._out is not None:
             self._done = True
@@ -184,7 +184,7 @@ def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarra
         findings.append(CaseFinding(**values))
     sentences = (
         Sentence(text="A nodule of 7 mm in the left upper lobe.", state="present", support=0.91, finding="lung_nodule", link=link),
-        Sentence(text="No consolidation <b>.", state="absent", support=0.95, finding="consolidation", link=None),
+        Sentence(text="No consolidation.", state="absent", support=0.95, finding="consolidation", link=None),
         Sentence(
             text="A small right pleural effusion is possible.", state="uncertain", support=0.44, finding="pleural_effusion", link=link
         ),

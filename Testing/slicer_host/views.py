@@ -69,7 +69,6 @@ class OffscreenViews:
         overlay.GetActiveCamera().ParallelProjectionOn()
         window.SetNumberOfLayers(2)
         window.AddRenderer(overlay)
-        group = self._managers(slicer.vtkMRMLSliceViewDisplayableManagerFactory, SLICE_MANAGERS, renderer)
         logic = slicer.vtkMRMLSliceLogic()
         logic.SetMRMLApplicationLogic(self._application_logic)
         self._application_logic.GetSliceLogics().AddItem(logic)
@@ -77,19 +76,20 @@ class OffscreenViews:
         node = logic.AddSliceNode(orientation)
         node.SetOrientation(orientation)
         node.SetMappedInLayout(1)
-        group.SetMRMLDisplayableNode(node)
-        logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
-        logic.ResizeSliceNode(*self.size)
-        logic.FitSliceToBackground()
-        # Slicer's Qt widget draws the slice image itself; here a 2D actor does.
+        # Slicer's Qt widget draws the slice image itself; here a 2D actor does, added first so that segments are blended over it.
         mapper = vtk.vtkImageMapper()
         mapper.SetColorWindow(255)
         mapper.SetColorLevel(127.5)
-        mapper.SetInputConnection(logic.GetImageDataConnection())
         actor = vtk.vtkActor2D()
         actor.SetMapper(mapper)
         actor.GetProperty().SetDisplayLocationToBackground()
         renderer.AddViewProp(actor)
+        group = self._managers(slicer.vtkMRMLSliceViewDisplayableManagerFactory, SLICE_MANAGERS, renderer)
+        group.SetMRMLDisplayableNode(node)
+        logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
+        logic.ResizeSliceNode(*self.size)
+        logic.FitSliceToBackground()
+        mapper.SetInputConnection(logic.GetImageDataConnection())  # there is none before a background is set
         self._keep += [overlay, logic, actor, mapper]
         self.slices[orientation] = (window, node)
 

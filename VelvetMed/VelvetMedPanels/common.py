@@ -48,7 +48,8 @@ def place_word(site: str | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
+    """Whole per cent with a space that no line is broken at; empty where there is no value."""
+    return "" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
 def error_text(error: VelvetMedError) -> str:

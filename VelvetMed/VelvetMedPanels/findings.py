@@ -1,4 +1,4 @@
-"""Findings: a table of finding, state, probability, side, place and size; a click goes there."""
+"""Findings: a table of finding, state with probability, side, place and size; a click goes there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.case import Case, CaseFinding
 
 RELEVANT = ("present", "uncertain")
+FINDING, STATE, SIDE, PLACE, SIZE = range(5)
 
 
 class FindingsPanel:
@@ -28,8 +29,10 @@ class FindingsPanel:
         table = self.ui.findingsTable
         header = table.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        for column in (FINDING, PLACE):
+            header.setSectionResizeMode(column, qt.QHeaderView.Stretch)
         header.setMinimumSectionSize(24)
+        table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         table.connect("cellClicked(int,int)", self.on_row)
         table.connect("currentCellChanged(int,int,int,int)", self.on_row)
         self.ui.relevantOnly.connect("toggled(bool)", self.on_filter)
@@ -57,7 +60,6 @@ class FindingsPanel:
         table.setRowCount(len(self._rows))
         for row, finding in enumerate(self._rows):
             self._fill_row(row, finding)
-        table.resizeRowsToContents()
         table.clearSelection()
         table.setCurrentCell(-1, -1)
         table.blockSignals(False)
@@ -74,8 +76,7 @@ class FindingsPanel:
     def _fill_row(self, row: int, finding: CaseFinding) -> None:
         cells = (
             finding.display[:1].upper() + finding.display[1:],
-            f"{STATE_SIGNS.get(finding.state, '')} {state_word(finding.state)}",
-            percent(finding.probability),
+            f"{STATE_SIGNS.get(finding.state, '')} {state_word(finding.state)}\n{percent(finding.probability)}".strip(),
             side_word(finding.side),
             place_word(finding.site),
             "" if finding.size_mm is None else f"{finding.size_mm:.0f}",
@@ -84,7 +85,7 @@ class FindingsPanel:
         for column, text in enumerate(cells):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(tip)
-            if column == 1:
+            if column == STATE:
                 item.setForeground(qt.QBrush(qt.QColor(STATE_COLORS.get(finding.state, "#8a8a8a"))))
             self._items.append(item)
             self.ui.findingsTable.setItem(row, column, item)

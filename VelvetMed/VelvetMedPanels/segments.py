@@ -31,6 +31,7 @@ class SegmentsPanel:
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header.setSectionResizeMode(NAME, qt.QHeaderView.Stretch)
         header.setMinimumSectionSize(18)
+        table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         table.connect("cellClicked(int,int)", self.on_row)
         table.connect("currentCellChanged(int,int,int,int)", self.on_row)
         self.ui.show3dButton.connect("toggled(bool)", self.on_3d)
@@ -46,7 +47,6 @@ class SegmentsPanel:
         table.setRowCount(len(self._rows))
         for row, segment in enumerate(self._rows):
             self._fill_row(row, segment)
-        table.resizeRowsToContents()
         table.setCurrentCell(-1, -1)
         table.blockSignals(False)
         button = self.ui.show3dButton
