@@ -295,6 +295,12 @@ def build(ct: Path, mask: Path, names: dict[int, str]) -> tuple[dict[str, np.nda
     return arrays, table
 
 
+def read_names(structures: Path) -> dict[int, str]:
+    """Structure names by id from the sample's csv."""
+    with open(structures, encoding="utf-8", newline="") as file:
+        return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
+
+
 def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """A deflated .npz with fixed dates, so that the same input gives the same bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -310,9 +316,7 @@ def main() -> None:
     for name in ("ct", "mask", "structures", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
-    with open(options.structures, encoding="utf-8", newline="") as file:
-        names = {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
-    arrays, table = build(options.ct, options.mask, names)
+    arrays, table = build(options.ct, options.mask, read_names(options.structures))
     options.out.mkdir(parents=True, exist_ok=True)
     save_npz(options.out / "atlas.npz", arrays)
     (options.out / "atlas.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

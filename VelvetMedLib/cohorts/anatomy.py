@@ -217,10 +217,15 @@ def draw_body(atlas: Atlas, rng: np.random.Generator) -> Body:
     return Body(source=source, origin_sar=low.astype(np.float32), inverse_linear=inverse, facts=facts)
 
 
+def draw_view_name(options: CohortOptions, rng: np.random.Generator) -> str:
+    """The region that is scanned, the first draw of the stream for views."""
+    weights = np.asarray(options.view_weights, float)
+    return VIEWS[int(rng.choice(len(VIEWS), p=weights / weights.sum()))]
+
+
 def draw_view(atlas: Atlas, body: Body, options: CohortOptions, rng: np.random.Generator) -> View:
     """Which part is scanned: named region, extent, cropping in plane, circular field of view, off centre."""
-    weights = np.asarray(options.view_weights, float)
-    name = VIEWS[int(rng.choice(len(VIEWS), p=weights / weights.sum()))]
+    name = draw_view_name(options, rng)
     step = options.spacing_mm
     most_i, most_j, most_k = options.largest_shape_ijk
     at = {
