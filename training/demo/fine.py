@@ -32,7 +32,7 @@ class FineSettings:
     weight_decay: float = 1e-4
     warmup_steps: int = 60
     average_decay: float = 0.995
-    lesion_weight: float = 1.0
+    lesion_weight: float = 0.25
     voxel_share: float = 0.3
     windows_hu: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0), (-160.0, 240.0))
 
