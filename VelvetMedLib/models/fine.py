@@ -58,14 +58,31 @@ class FineOutput(NamedTuple):
     features: Tensor
 
 
+class InstanceNorm(nn.Module):
+    """Instance normalisation with scale and shift, equal to `nn.InstanceNorm3d(width, affine=True)`.
+
+    Written as batch normalisation of one sample at a time: on CPUs that kernel keeps the channels-last layout, where torch's own
+    instance and group normalisation took 1.5 and 5 times as long (bf16, forward and backward, torch 2.13).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, width, X, Y, Z], at least two voxels."""
+        parts = [functional.batch_norm(one, None, None, self.weight, self.bias, training=True) for one in x.split(1)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 class ConvNormAct(nn.Sequential):
     """3x3x3 convolution, normalisation of each channel by itself, leaky ReLU. Stride 2 halves the grid."""
 
     def __init__(self, width_in: int, width_out: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv3d(width_in, width_out, 3, stride=stride, padding=1, bias=False),
-            # As many groups as channels is instance normalisation, in a kernel that keeps the channels-last layout.
-            nn.GroupNorm(width_out, width_out),
+            InstanceNorm(width_out),
             nn.LeakyReLU(0.01),
         )
 
@@ -75,7 +92,7 @@ class FineNet(nn.Module):
 
     At full resolution there are only two thin layers: `skip`, which sees the untouched input, and `full`, which joins
     it with the up-sampled decoder. A nodule of two voxels, lost to the stem, still reaches the heads through them.
-    Each channel is normalised by itself: in trials of 150 steps the organ loss fell to 1.7, against 2.1 with groups of eight.
+    Each channel is normalised by itself: in trials of 150 steps the organ loss fell to 1.7, against 2.1 with groups of eight channels.
     Absolute HU is lost on the way, so region and lesion tokens carry it beside the features.
     """
 
