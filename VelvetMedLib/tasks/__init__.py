@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from VelvetMedLib.tasks.analysis import Analysis, analyze, ask, case_encoding, run_analysis
-    from VelvetMedLib.tasks.encode import encode, forget_encodings
+    from VelvetMedLib.tasks.encoder import encode, forget_encodings
     from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
     from VelvetMedLib.tasks.findings import find
     from VelvetMedLib.tasks.grounding import Grounding, ground
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Analysis": "analysis", "analyze": "analysis", "ask": "analysis", "case_encoding": "analysis", "run_analysis": "analysis",
-    "encode": "encode", "forget_encodings": "encode", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
+    "encode": "encoder", "forget_encodings": "encoder", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
     "find": "findings", "Grounding": "grounding", "ground": "grounding", "index_folder": "indexing", "search": "indexing",
     "draft_report": "report", "Hit": "retrieval", "Index": "retrieval", "build_index": "retrieval",
 }  # fmt: skip

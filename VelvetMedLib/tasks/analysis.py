@@ -18,7 +18,7 @@ from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, read_case, upd
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
-from VelvetMedLib.tasks.encode import encode
+from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run

@@ -11,7 +11,7 @@ from VelvetMedLib import ct
 from VelvetMedLib.case import Case, read_case
 from VelvetMedLib.errors import ScanError, UsageError, VelvetMedError
 from VelvetMedLib.tasks.analysis import case_encoding
-from VelvetMedLib.tasks.encode import encode
+from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.findings import find
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run

@@ -39,9 +39,10 @@ def write(prompts: Sequence[Sequence[int]], encoding: Encoding, bundle: Bundle, 
     import torch
 
     run = run or Run()
-    decoder, tokenizer, reading = bundle.model.decoder, bundle.tokenizer, encoding.need_reading()
+    decoder, tokenizer = bundle.model.decoder, bundle.tokenizer
     if decoder is None or not prompts:
         return []
+    reading = encoding.need_reading()
     end = tokenizer.id("[EOS]")
     allowed = {end, *(tokenizer.id(slot) for slot in SLOTS)}
     forbidden = sorted(set(tokenizer.special_ids) - allowed)

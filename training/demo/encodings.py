@@ -20,8 +20,7 @@ from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
-from VelvetMedLib.tasks.encode import _fine_part as fine_part
-from VelvetMedLib.tasks.encode import sweep
+from VelvetMedLib.tasks.encoder import fine_part, sweep
 from VelvetMedLib.tasks.views import FineView, fine_view, global_view
 
 STRUCTURES = len(ontology().structures)

@@ -98,7 +98,7 @@ def _encode_missing(encoding: Encoding, missing: set[str], volume: Volume, bundl
             with run.stage("fine"):
                 organs, lesions, features = sweep(view, bundle, precision, run)
             with run.stage("tokens"):
-                encoding = replace(encoding, fine=_fine_part(view, organs, lesions, features, bundle), precision=precision)
+                encoding = replace(encoding, fine=fine_part(view, organs, lesions, features, bundle), precision=precision)
         if "global" in missing:
             with run.stage("global"):
                 encoding = replace(encoding, global_=_global_part(view, bundle))
@@ -229,9 +229,10 @@ def _finished(
     return _cut(organs, shape), _cut(lesions, shape), _cut(features, [(n + 1) // 2 for n in shape])
 
 
-def _fine_part(
+def fine_part(
     view: FineView, organs: NDArray[np.uint8], lesions: NDArray[np.uint8], features: NDArray[np.float32], bundle: Bundle
 ) -> FinePart:
+    """What a sweep left behind, tidied and pooled into tokens. Training makes its tokens through this, too."""
     part = FinePart(
         grid=view.grid,
         body_box_ras=view.body_box_ras,

@@ -15,9 +15,9 @@ import torch
 
 from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.errors import BundleError, Cancelled, CaseError
-from VelvetMedLib.tasks import encode as encode_module
+from VelvetMedLib.tasks import encoder as encode_module
 from VelvetMedLib.tasks import find, ground, run_analysis
-from VelvetMedLib.tasks.encode import encode, forget_encodings, sweep, tile_starts
+from VelvetMedLib.tasks.encoder import encode, forget_encodings, sweep, tile_starts
 from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
 from VelvetMedLib.tasks.organs import most_probable, tidy_organs
 from VelvetMedLib.tasks.precision import choose_precision
@@ -25,8 +25,7 @@ from VelvetMedLib.tasks.views import fine_view
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("VELVETMED_PRECISION", "fp32")
+def fresh() -> Any:
     forget_encodings()
     yield
     forget_encodings()

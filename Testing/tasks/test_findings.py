@@ -1,0 +1,141 @@
+"""Findings from made-up anatomy: state, place, size, count, links, and what must not be said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from VelvetMedLib.bundle import Calibration, FindingEntry
+from VelvetMedLib.reports import ontology
+from VelvetMedLib.tasks.evidence import Evidence, Measured
+from VelvetMedLib.tasks.findings import _find_one, calibrated, decide, lesion_channels, state_of
+
+HALF = (0.5,) * 17
+
+
+def found(fine: Any, name: str, logit: float = 3.0, **entry: Any) -> Any:
+    return _find_one(ontology().finding(name), FindingEntry(name=name, **entry), logit, Evidence(fine, HALF))
+
+
+def test_calibration_and_thresholds_give_the_state():
+    entry = FindingEntry(name="lung_nodule", calibration=Calibration(slope=2.0, bias=-1.0), threshold_absent=0.3, threshold_present=0.6)
+    assert calibrated(entry, 0.5) == pytest.approx(0.5)
+    assert [state_of(entry, p) for p in (0.1, 0.3, 0.59, 0.6)] == ["absent", "uncertain", "uncertain", "present"]
+    assert calibrated(entry, 900) == 1.0 and calibrated(entry, -900) == 0.0
+
+
+def test_a_nodule_has_side_site_size_count_and_a_link_inside_it(make_fine: Any):
+    fine = make_fine({"lung_nodule": [((40, 44), (20, 23), (54, 56)), ((46, 48), (18, 20), (36, 38))]})
+    nodule = found(fine, "lung_nodule")
+    assert (nodule.state, nodule.side, nodule.site, nodule.count) == ("present", "right", "lung_upper_lobe_right", 2)
+    assert nodule.size_mm == pytest.approx(np.hypot(4 * 4, 3 * 4), abs=2.5)
+    assert nodule.link.kind == "lesion" and nodule.link.label == 101
+    index = (np.array(nodule.link.center_ras_mm) - fine.grid.ijk_to_ras[:3, 3]) / 4
+    assert fine.lesions_cxyz[(0, *np.rint(index).astype(int))] > 0
+
+
+def test_lesions_on_both_sides_are_said_so_and_a_trace_on_one_side_is_not(make_fine: Any):
+    both = make_fine({"consolidation": [((40, 50), (16, 26), (32, 40)), ((8, 14), (16, 22), (32, 38))]})
+    assert found(both, "consolidation").side == "both"
+    trace = make_fine({"consolidation": [((40, 50), (16, 26), (32, 40)), ((8, 10), (16, 18), (32, 34))]})
+    assert found(trace, "consolidation").side == "right"
+
+
+def test_an_effusion_outside_the_lungs_gets_the_side_it_lies_on(make_fine: Any):
+    effusion = found(make_fine({"pleural_effusion": [((6, 24), (8, 12), (28, 40))]}), "pleural_effusion")
+    assert effusion.side == "left" and effusion.site is None and effusion.size_mm is None
+    assert effusion.volume_ml == pytest.approx(18 * 4 * 12 * 0.064, rel=0.01) and effusion.severity == "mild"
+
+
+def test_a_mass_is_not_a_nodule_as_well(make_fine: Any):
+    fine = make_fine({"lung_nodule": [((38, 48), (18, 28), (34, 42))]})
+    assert found(fine, "lung_mass").size_mm > 32
+    nodule = found(fine, "lung_nodule")
+    assert nodule.size_mm is None and nodule.link.kind == "segment"
+
+
+def test_present_without_a_lesion_to_point_at_links_to_the_organ(make_fine: Any):
+    finding = found(make_fine(), "liver_lesion")
+    assert finding.state == "present" and finding.link.kind == "segment"
+    assert finding.link.label == ontology().structure("liver").label and finding.size_mm is None
+
+
+def test_an_absent_finding_has_no_place_and_no_size(make_fine: Any):
+    finding = found(make_fine({"lung_nodule": [((40, 44), (20, 23), (54, 56))]}), "lung_nodule", logit=-5.0)
+    assert finding.state == "absent" and finding.probability < 0.05
+    assert (finding.side, finding.site, finding.size_mm, finding.count, finding.value) == (None,) * 5
+
+
+def test_numbers_that_contradict_a_present_state_are_not_reported(make_fine: Any):
+    finding = found(make_fine({"consolidation": [((40, 42), (20, 22), (34, 36))]}), "consolidation")
+    assert finding.state == "present" and finding.value is None and finding.volume_ml is None and finding.severity is None
+    assert finding.side == "right"
+
+
+@pytest.mark.parametrize(
+    ("name", "without"), [("liver_lesion", ("liver",)), ("cardiomegaly", ("heart",)), ("renal_cyst", ("kidney_left", "kidney_right"))]
+)
+def test_what_lies_outside_the_view_is_not_assessed_and_never_absent(make_fine: Any, name: str, without: tuple[str, ...]):
+    finding = found(make_fine(without=without), name, logit=-9.0)
+    assert finding.state == "not_assessed" and "not covered" in finding.reason
+    assert finding.probability is None and finding.link is None
+
+
+def test_lungs_cut_off_by_the_scan_are_not_assessed(make_fine: Any):
+    bases = dict.fromkeys(("lung_upper_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right"), ((0, 0), (0, 0), (0, 0)))
+    bases |= {"lung_lower_lobe_left": ((6, 24), (12, 30), (64, 70)), "lung_lower_lobe_right": ((34, 54), (12, 30), (64, 70))}
+    assert found(make_fine(organs=bases), "pleural_effusion", logit=-9.0).state == "not_assessed"
+
+
+def test_one_removed_kidney_does_not_hide_the_other(make_fine: Any):
+    assert found(make_fine(without=("kidney_left",)), "kidney_stone", logit=-9.0).state == "absent"
+
+
+def test_what_the_model_cannot_tell_from_chance_is_not_assessed_with_the_reason(make_fine: Any):
+    finding = found(make_fine(), "kidney_stone", logit=9.0, assessed=False, reason="AUROC 0.51")
+    assert finding.state == "not_assessed" and "AUROC 0.51" in finding.reason
+
+
+def test_a_measurement_that_contradicts_the_model_makes_it_uncertain(make_fine: Any):
+    narrow = {"heart": ((25, 31), (24, 38), (30, 46))}
+    heart = found(make_fine(organs=narrow), "cardiomegaly", logit=5.0)
+    assert heart.value < 0.5 and heart.state == "uncertain" and "disagree" in heart.reason
+    wide = {"heart": ((10, 46), (24, 38), (32, 46))}
+    heart = found(make_fine(organs=wide), "cardiomegaly", logit=5.0)
+    assert heart.value > 0.54 and heart.state == "present" and heart.severity is not None
+
+
+@pytest.mark.parametrize(
+    ("state", "value", "expected"),
+    [
+        ("absent", 100.0, "not_assessed"),
+        ("uncertain", 125.0, "not_assessed"),
+        ("present", 140.0, "present"),
+        ("absent", 140.0, "uncertain"),
+    ],
+)
+def test_an_organ_cut_off_by_the_view_is_judged_only_where_it_is_already_too_large(state: Any, value: float, expected: str):
+    assert decide(ontology().finding("splenomegaly"), state, Measured(value=value, reliable=False))[0] == expected
+
+
+def test_the_liver_is_compared_with_the_spleen(make_fine: Any):
+    finding = found(make_fine(), "hepatic_steatosis", logit=-5.0)
+    assert finding.state == "absent" and finding.value == pytest.approx(-5.0) and finding.unit == "HU"
+
+
+def test_the_spleens_length_is_measured_along_the_body(make_fine: Any):
+    assert found(make_fine(), "splenomegaly", logit=-5.0).value == pytest.approx(80.0)
+
+
+def test_only_lesions_of_present_or_uncertain_findings_may_be_shown(make_fine: Any):
+    fine = make_fine({"lung_nodule": [((40, 44), (20, 23), (54, 56))], "renal_cyst": [((37, 41), (5, 9), (8, 12))]})
+    findings = (found(fine, "lung_nodule", logit=5.0), found(fine, "renal_cyst", logit=-5.0))
+    assert lesion_channels(findings) == {0}
+
+
+def test_every_finding_can_be_measured_without_any_anatomy(make_fine: Any):
+    empty = make_fine(without=tuple(s.name for s in ontology().structures))
+    for finding in ontology().findings:
+        assert found(empty, finding.name).state == "not_assessed"
