@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from VelvetMedLib.errors import UsageError
-from VelvetMedLib.models.fine import FineConfig, FineNet
+from VelvetMedLib.models.fine import FineConfig, FineNet, InstanceNorm
 
 SMALL = FineConfig(channels=(8, 16, 24, 32), feature_channels=16, full_channels=8, head_channels=16)
 
@@ -62,3 +62,23 @@ def test_bfloat16_autocast_and_gradients_reach_every_parameter() -> None:
         out = net(torch.rand(1, 2, 32, 32, 32))
     (out.organ_logits.float().mean() + out.lesion_logits.float().mean() + out.features.float().mean()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_instance_norm_equals_torchs_own_in_output_and_gradient() -> None:
+    torch.manual_seed(0)
+    ours, theirs = InstanceNorm(5), torch.nn.InstanceNorm3d(5, affine=True)
+    with torch.no_grad():
+        for parameter in (*ours.parameters(), *theirs.parameters()):
+            parameter.copy_(torch.linspace(0.5, 1.5, 5))
+    x = torch.randn(3, 5, 4, 3, 6)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours(a).square().sum().backward()
+    theirs(b).square().sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+def test_the_smallest_tile_runs_although_its_deepest_level_is_one_voxel() -> None:
+    out = FineNet(SMALL).eval()(torch.rand(1, 2, 16, 16, 16))
+    assert torch.isfinite(out.organ_logits).all()

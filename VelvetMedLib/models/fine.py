@@ -71,7 +71,9 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, width, X, Y, Z], at least two voxels."""
+        """x: [B, width, X, Y, Z]. A single voxel has no spread: it becomes the shift alone."""
+        if x[0, 0].numel() == 1:
+            return self.bias.to(x.dtype).view(1, -1, 1, 1, 1).expand_as(x)
         parts = [functional.batch_norm(one, None, None, self.weight, self.bias, training=True) for one in x.split(1)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
