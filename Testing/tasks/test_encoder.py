@@ -17,10 +17,10 @@ from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.errors import BundleError, Cancelled, CaseError
 from VelvetMedLib.tasks import encoder as encode_module
 from VelvetMedLib.tasks import find, ground, run_analysis
+from VelvetMedLib.tasks import precision
 from VelvetMedLib.tasks.encoder import encode, forget_encodings, sweep, tile_starts
 from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
 from VelvetMedLib.tasks.organs import most_probable, tidy_organs
-from VelvetMedLib.tasks.precision import choose_precision
 from VelvetMedLib.tasks.views import fine_view
 
 
@@ -164,15 +164,25 @@ def test_a_bundle_without_a_network_that_is_needed_is_refused_by_name(body: Any,
         encode(body, random_bundle)
 
 
-def test_half_precision_is_refused_when_it_is_wrong_or_not_faster(monkeypatch: pytest.MonkeyPatch):
+class _Net(torch.nn.Module):
+    """Constant organ logits; under autocast they are off by `error` at random."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = torch.rand(1, 33, 4, 4, 4) * (self.error if torch.is_autocast_enabled("cpu") else 0.0)
+        return type("Out", (), {"organ_logits": logits})()
+
+
+def test_half_precision_is_used_only_where_the_processor_has_it_and_it_is_right(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VELVETMED_PRECISION", "auto")
-
-    class Net(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> Any:
-            wrong = torch.is_autocast_enabled("cpu")
-            return type("Out", (), {"organ_logits": torch.rand(1, 33, 4, 4, 4) * (9 if wrong else 0)})()
-
-    assert choose_precision(Net(), "cpu", 2) == "fp32"
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    assert precision.choose_precision(_Net(9.0), "cpu", 2) == "fp32"
+    assert precision.choose_precision(_Net(0.01), "cpu", 2) == "bf16"
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    assert precision.choose_precision(_Net(0.01), "cpu", 2) == "fp32"
 
 
 def test_the_largest_probability_wins_and_stray_islands_go(rng: np.random.Generator):
