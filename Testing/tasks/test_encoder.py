@@ -16,8 +16,7 @@ import torch
 from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.errors import BundleError, Cancelled, CaseError
 from VelvetMedLib.tasks import encoder as encode_module
-from VelvetMedLib.tasks import find, ground, run_analysis
-from VelvetMedLib.tasks import precision
+from VelvetMedLib.tasks import find, ground, precision, run_analysis
 from VelvetMedLib.tasks.encoder import encode, forget_encodings, sweep, tile_starts
 from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
 from VelvetMedLib.tasks.organs import most_probable, tidy_organs
