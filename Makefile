@@ -81,7 +81,7 @@ lint: setup-dev ## ruff and mypy
 	@$(PY) -m mypy
 
 bench: setup-dev ## side-by-side measurements
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) "$$script"; done
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
 
 screenshots: setup-dev system-packages ## pictures of the Slicer module into OUT=folder
 	@QT_QPA_PLATFORM=offscreen $(PY) Testing/screenshots.py --out "$(OUT)"
