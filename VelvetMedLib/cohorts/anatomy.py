@@ -6,7 +6,7 @@ first axis of every array; a body is first evaluated on a coarse grid over the w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,15 @@ def upsample_steps(
     return out
 
 
+def _limited_gain(before: list[Growth], growth: Growth) -> float:
+    """A growth's gain, cut so that many in one place do not add up to more than halving or doubling."""
+    total = 0.0
+    for other in before:
+        distance2 = sum(((a - b) / other.radius_mm) ** 2 for a, b in zip(growth.center_sar, other.center_sar, strict=True))
+        total += other.gain * float(np.exp(-0.5 * distance2))
+    return float(np.clip(growth.gain, min(-0.45 - total, 0.0), max(0.5 - total, 0.0)))
+
+
 def _linear_part(rng: np.random.Generator) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Case-to-atlas 3x3 matrix (S, A, R): rotation within 12 degrees, size within 20 %, each axis within 10 %, shear."""
     angles = np.deg2rad(np.clip(rng.normal(0, 5.5, 3), -12, 12))
@@ -199,7 +208,7 @@ def draw_body(atlas: Atlas, rng: np.random.Generator) -> Body:
         growths.append(
             Growth(
                 center_sar=(float(center[0]), float(center[1]), float(center[2])),
-                gain=float(rng.uniform(-0.4, 0.45)) * 0.8,
+                gain=float(rng.uniform(-0.36, 0.4)) * 0.8,
                 radius_mm=float(rng.uniform(25, 75)),
             )
         )
@@ -209,8 +218,10 @@ def draw_body(atlas: Atlas, rng: np.random.Generator) -> Body:
         organs[name] = round(gain, 3)
         center = atlas.centers_sar[name] + rng.normal(0, 9, 3)
         growths.append(Growth(center_sar=(float(center[0]), float(center[1]), float(center[2])), gain=gain, radius_mm=radius))
-    for growth in growths:
-        growth.apply(source)
+    for n, growth in enumerate(growths):
+        limited = replace(growth, gain=_limited_gain(growths[:n], growth))
+        growths[n] = limited
+        limited.apply(source)
     source += _smooth_field(rng, 5, float(rng.uniform(4, 14)), shape)
     source += _smooth_field(rng, 9, float(rng.uniform(1, 5)), shape)
     facts |= {"fat": round(fat, 3), "belly": round(belly, 3), "growths": len(growths), "organ_gain": organs}

@@ -6,10 +6,12 @@ Everyone gets a draw: normal bodies from the normal range, affected ones from a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from VelvetMedLib.cohorts.anatomy import COARSE_MM, Body, Growth
+from VelvetMedLib.cohorts.anatomy import COARSE_MM, Body
 from VelvetMedLib.cohorts.atlas import Atlas, Field
 from VelvetMedLib.cohorts.canvas import Floats, log_uniform
 from VelvetMedLib.reports.ontology import LUNG_LOBES, VERTEBRAL_LEVELS
@@ -25,6 +27,41 @@ AORTIC_POINTS: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 ATLAS_DIAMETER_MM = {"ascending_aorta": 33.0, "aortic_arch": 24.0, "descending_thoracic_aorta": 22.0, "abdominal_aorta": 16.0}
 ORDINARY_DIAMETER_MM = {"ascending_aorta": 27.0, "aortic_arch": 26.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 20.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dilation:
+    """An ellipsoid that holds an organ is scaled as a whole; what lies around makes room over some distance, and is not enlarged.
+
+    half_mm: half axes (S, A, R) after the change. source_share: half axes before, as shares of those after.
+    """
+
+    center_sar: tuple[float, float, float]
+    half_mm: tuple[float, float, float]
+    source_share: tuple[float, float, float]
+
+    @property
+    def decay_mm(self) -> float:
+        """Wide enough that surroundings are squeezed but never folded."""
+        pushed = max(abs(1.0 - share) * half for share, half in zip(self.source_share, self.half_mm, strict=True))
+        return max(30.0, 1.4 * pushed)
+
+    @property
+    def reach_mm(self) -> tuple[float, float, float]:
+        """How far from the centre anything moves."""
+        mean = sum(self.half_mm) / 3.0
+        far = 1.0 + 3.5 * self.decay_mm / mean
+        return self.half_mm[0] * far, self.half_mm[1] * far, self.half_mm[2] * far
+
+    def apply(self, points: Field) -> None:
+        """Moves source points in place."""
+        delta = [points[axis] - np.float32(self.center_sar[axis]) for axis in range(3)]
+        rho = np.sqrt(sum((d * np.float32(1.0 / half)) ** 2 for d, half in zip(delta, self.half_mm, strict=True)))
+        outside = np.maximum(rho, 1.0)
+        mean = np.float32(sum(self.half_mm) / 3.0 / self.decay_mm)
+        weight = np.exp((1.0 - outside) * mean) / outside
+        for axis, share in enumerate(self.source_share):
+            points[axis] += delta[axis] * weight * np.float32(share - 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +84,15 @@ class Compression:
         points[0] += squeezed * np.clip(1 - above / np.float32(90.0), 0, 1)
 
 
+Change: TypeAlias = Dilation | Compression
+"""A local change of one finding."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShapePlan:
     """Local changes for one case, applied on its own grid, and what they aim at."""
 
-    growths: tuple[Growth | Compression, ...]
+    growths: tuple[Change, ...]
     level: str | None
     liver_minus_spleen_hu: float
 
@@ -71,21 +112,15 @@ def _scale_at(body: Body, point: tuple[float, float, float] | Floats, axes: tupl
         before, after = at.copy(), at.copy()
         before[axis] -= 1
         after[axis] += 1
-        change = self_distance(body.source, before, after)
+        change = _distance_in_atlas(body.source, before, after)
         slopes.append(2 * COARSE_MM / max(change, 1.0))
     return float(np.prod(slopes) ** (1 / len(slopes)))
 
 
-def self_distance(source: Field, before: np.ndarray, after: np.ndarray) -> float:
+def _distance_in_atlas(source: Field, before: np.ndarray, after: np.ndarray) -> float:
     """Distance in the atlas between two coarse points of the case."""
     delta = source[:, after[0], after[1], after[2]] - source[:, before[0], before[1], before[2]]
     return float(np.sqrt((delta**2).sum()))
-
-
-def _gain(half_now: float, half_wanted: float, radius: float) -> float:
-    """The gain that brings a boundary from `half_now` to `half_wanted` from the centre (both in the atlas's mm)."""
-    weight = np.exp(-0.5 * (half_wanted / radius) ** 2)
-    return float(np.clip((half_now / half_wanted - 1.0) / weight, -0.93, 1.0))
 
 
 def _extent(atlas: Atlas, body: Body, names: tuple[str, ...], axis: int) -> float:
@@ -94,62 +129,62 @@ def _extent(atlas: Atlas, body: Body, names: tuple[str, ...], axis: int) -> floa
     return float(max(ends) - min(ends))
 
 
-def heart_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Growth:
+def heart_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Dilation:
     """The heart brought to a drawn share of the chest's width: 0.48 to 0.74, else 0.35 to 0.475."""
     wanted = float(rng.uniform(0.49, 0.74)) if affected else float(rng.uniform(0.35, 0.475))
     now = _extent(atlas, body, ("heart",), 2) / _extent(atlas, body, LUNG_LOBES, 2)
-    factor = float(np.clip(wanted / now, 0.7, 1.9))
+    factor = float(np.clip(wanted / now, 0.65, 2.0))
     center = atlas.centers_sar["heart"]
-    half = 62.0
-    radius = half * max(factor, 1.0) * 1.15
-    return Growth(
-        center_sar=(float(center[0]), float(center[1]), float(center[2])),
-        gain=_gain(half, half * factor, radius),
-        radius_mm=radius,
-        axes=(0.75, 0.9, 1.0),
+    factors = (1.0 + 0.7 * (factor - 1.0), 1.0 + 0.85 * (factor - 1.0), factor)
+    return _dilation(center, (52.0, 54.0, 64.0), factors)
+
+
+def _dilation(center: NDArray[Any] | tuple[float, float, float], half_mm: tuple[float, float, float], factors: tuple[float, ...]) -> Dilation:
+    """Scales the ellipsoid of half axes `half_mm` (of the atlas) by a factor along each axis."""
+    s, a, r = (float(x) for x in center)
+    return Dilation(
+        center_sar=(s, a, r),
+        half_mm=(half_mm[0] * factors[0], half_mm[1] * factors[1], half_mm[2] * factors[2]),
+        source_share=(1 / factors[0], 1 / factors[1], 1 / factors[2]),
     )
 
 
-def aortic_growths(body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> list[Growth]:
-    """Every stretch of the aorta brought to a normal diameter; one in view, if drawn, to 38 to 78 mm.
+def aortic_growths(body: Body, rng: np.random.Generator, affected: bool, low: Floats, high: Floats) -> list[Dilation]:
+    """Every stretch of the aorta brought to a normal diameter; one in view, if drawn, to 38 to 72 mm.
 
     `body` is changed along: each stretch is measured after the changes before it.
     """
-    wanted = log_uniform(rng, 38.0, 78.0)
+    wanted = log_uniform(rng, 38.0, 72.0)
     normal = rng.uniform(0.85, 1.12, len(AORTIC_POINTS))
     order = [int(n) for n in rng.permutation(len(AORTIC_POINTS))]
     pick = rng.uniform()
     sites = list(AORTIC_POINTS)
     seen = {site: [p for p in points if _in_view(body, p, low, high, 14.0)] for site, points in AORTIC_POINTS.items()}
     chosen = next((sites[n] for n in order if seen[sites[n]]), None) if affected else None
-    growths = []
+    growths: list[Dilation] = []
     for n, site in enumerate(sites):
         points = AORTIC_POINTS[site]
         if site == chosen:
             points = (seen[site][int(pick * len(seen[site]))],)
         for point in points:
             diameter = wanted if site == chosen else ORDINARY_DIAMETER_MM[site] * float(normal[n])
-            target = diameter / _scale_at(body, point, (1, 2))
-            radius = max(0.62 * target, 16.0)
-            gain = _gain(ATLAS_DIAMETER_MM[site] / 2, target / 2, radius)
-            growths.append(Growth(center_sar=point, gain=gain, radius_mm=radius, axes=(0.25, 1.0, 1.0), radii_ratio=(1.7, 1.0, 1.0)))
+            now = ATLAS_DIAMETER_MM[site] * _scale_at(body, point, (1, 2))
+            factor = float(np.clip(diameter / now, 0.5, 5.0))
+            half = ATLAS_DIAMETER_MM[site] / 2 * 1.1
+            growths.append(_dilation(point, (34.0 / factor**0.5, half, half), (factor**0.5, factor, factor)))
             growths[-1].apply(body.source)
     return growths
 
 
-def spleen_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Growth:
-    """The spleen brought to a drawn length: 112 to 215 mm, else 70 to 112 mm."""
-    wanted = float(rng.uniform(114.0, 215.0)) if affected else float(rng.uniform(70.0, 110.0))
+def spleen_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: bool) -> Dilation:
+    """The spleen brought to a drawn length: 114 to 195 mm, else 70 to 110 mm."""
+    wanted = float(rng.uniform(114.0, 195.0)) if affected else float(rng.uniform(70.0, 110.0))
     now = _extent(atlas, body, ("spleen",), 0)
-    box_low, box_high = atlas.boxes_sar["spleen"]
-    center = atlas.centers_sar["spleen"]
-    own = float(box_high[0] - box_low[0])
-    target = own * wanted / now
-    radius = max(target / 2, 40.0) * 1.1
-    return Growth(
-        center_sar=(float(center[0]), float(center[1]), float(center[2])),
-        gain=_gain(own / 2, target / 2, radius), radius_mm=radius, axes=(1.0, 0.6, 0.6),
-    )  # fmt: skip
+    factor = float(np.clip(wanted / now, 0.6, 4.0))
+    low, high = atlas.boxes_sar["spleen"]
+    half = tuple(float(x) * 1.05 for x in (high - low) / 2)
+    # Longer before wider: a large spleen grows down and forward, and pushes organs aside.
+    return _dilation((low + high) / 2, (half[0], half[1], half[2]), (factor, 1.0 + 0.3 * (factor - 1.0), 1.0 + 0.12 * (factor - 1.0)))
 
 
 def compression(
@@ -180,7 +215,7 @@ def draw_shapes(
 ) -> ShapePlan:
     """All local changes of one case; `low` and `high` are the corners of what is scanned."""
     body = Body(source=body.source.copy(), origin_sar=body.origin_sar, inverse_linear=body.inverse_linear, facts=body.facts)
-    growths: list[Growth | Compression] = [
+    growths: list[Change] = [
         heart_growth(atlas, body, streams["cardiomegaly"], affected["cardiomegaly"]),
         spleen_growth(atlas, body, streams["splenomegaly"], affected["splenomegaly"]),
     ]
@@ -195,10 +230,10 @@ def draw_shapes(
     return ShapePlan(growths=tuple(growths), level=level, liver_minus_spleen_hu=difference)
 
 
-def apply_locally(change: Growth | Compression, points: Field) -> None:
+def apply_locally(change: Change, points: Field) -> None:
     """Applies a change only where it reaches: a block of the grid around its centre."""
-    if isinstance(change, Growth):
-        reach = [3.2 * change.radius_mm * q for q in change.radii_ratio]
+    if isinstance(change, Dilation):
+        reach = change.reach_mm
         low = [c - x for c, x in zip(change.center_sar, reach, strict=True)]
         high = [c + x for c, x in zip(change.center_sar, reach, strict=True)]
     else:

@@ -50,18 +50,21 @@ def draw_sheet(cohort: Cohort, *, most: int = 18, real: Volume | None = None, pa
     axes = figure.subplots(rows, columns * 4, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.955, bottom=0.005, wspace=0.02, hspace=0.16)
     for n, (array, organs, title) in enumerate(tiles):
-        _draw_case(axes[n // columns, 4 * (n % columns) : 4 * (n % columns) + 4], array, organs, title)
+        group = axes[n // columns, 4 * (n % columns) : 4 * (n % columns) + 4]
+        _draw_case(group, array, organs)
+        place = group[0].get_position()
+        figure.text(place.x0, place.y1 + 0.002, title, color="white", fontsize=6, va="bottom")
     figure.suptitle(f"Synthetic cases. {RESEARCH_USE_ONLY}", color="white", fontsize=9)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.965, bottom=0.005, wspace=0.02, hspace=0.2)
     target = path or cohort.folder / SHEET
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part.png")
-    figure.savefig(temporary, dpi=70, facecolor="black", metadata={"Software": None})
+    figure.savefig(temporary, dpi=80, facecolor="black", metadata={"Software": None})
     os.replace(temporary, target)
     return target
 
 
-def _draw_case(axes: NDArray[Any], array: NDArray[Any], organs: NDArray[np.uint8], title: str) -> None:
+def _draw_case(axes: NDArray[Any], array: NDArray[Any], organs: NDArray[np.uint8]) -> None:
     body = array > -400
     middle = [
         int(np.average(np.arange(n), weights=body.sum(axis=tuple(x for x in range(3) if x != axis)) + 1e-9))
@@ -77,7 +80,6 @@ def _draw_case(axes: NDArray[Any], array: NDArray[Any], organs: NDArray[np.uint8
     outline = planes(organs, at)[1]
     if outline.any():
         axes[1].contour(outline > 0, levels=[0.5], colors="#3fa7ff", linewidths=0.4)
-    axes[0].set_title(title, color="white", fontsize=6, loc="left")
 
 
 def _title(case: CohortCase) -> str:

@@ -13,7 +13,7 @@ from VelvetMedLib.case import measure
 from VelvetMedLib.cohorts import lesions_abdomen, lesions_chest, lesions_lung
 from VelvetMedLib.cohorts.anatomy import COARSE_MM, Body, View, draw_body, draw_view, source_on_grid, structures_of
 from VelvetMedLib.cohorts.atlas import Atlas, Field, load_atlas
-from VelvetMedLib.cohorts.canvas import Canvas
+from VelvetMedLib.cohorts.canvas import LOBES, Canvas
 from VelvetMedLib.cohorts.growth import ShapePlan, apply_locally, draw_shapes
 from VelvetMedLib.cohorts.options import CohortOptions, stream
 from VelvetMedLib.cohorts.render import clean_hu, draw_case_tissues, draw_scanner, scan, set_liver
@@ -192,12 +192,12 @@ def _seen_shares(atlas: Atlas, body: Body, view: View, low: NDArray[np.float32],
 
 
 def _settle_lungs(canvas: Canvas) -> None:
-    """Lung lesions end where fluid or air has taken the lung: those voxels are not lung any more."""
+    """Lung lesions end where fluid, air or a hernia has taken the lung: those voxels are not lung any more."""
     keep = 0
     for n, channel in enumerate(canvas.channels):
         if channel not in LUNG_CHANNELS:
             keep |= 1 << n
-    gone = canvas.whole_lungs & (canvas.organs == 0)
+    gone = canvas.whole_lungs & ~canvas.mask(LOBES)
     canvas.lesions[gone] &= np.uint32(keep)
 
 
