@@ -132,6 +132,31 @@ def test_smoothing_keeps_the_mean_and_the_place_of_a_blob(factor) -> None:
     np.testing.assert_allclose((small.ijk_to_ras @ [x, y, z, 1.0])[:3] - 29.5, [3, -4, 1], atol=0.15)
 
 
+@pytest.mark.parametrize("growth", [1.05, 1.3, 1.9, 2.6, 4.0, 5.7, 9.2])
+def test_the_blur_has_its_variance_and_equals_plain_convolution(growth) -> None:
+    from scipy.ndimage import correlate1d
+
+    from VelvetMedLib.ct.smooth import bands, kernel
+
+    variance, block = (growth**2 - 1) / (8 * np.log(2)), max(1, int(growth / 2))
+    size = 150
+    matrix = np.zeros((-(-size // block), size))
+    for rows, columns, part in bands(size, variance, block):
+        matrix[rows, columns] = part
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
+    middle = matrix.shape[0] // 2
+    places = np.arange(size)
+    mean = (matrix[middle] * places).sum()
+    assert mean == pytest.approx(middle * block + (block - 1) / 2, abs=1e-4)
+    assert (matrix[middle] * (places - mean) ** 2).sum() == pytest.approx(variance, rel=5e-3)
+    if block % 2:
+        reach = np.arange(-30, 31).astype(float)
+        weights = kernel(reach, variance)
+        line = np.random.default_rng(0).normal(size=size)
+        slow = correlate1d(line, weights / weights.sum(), mode="nearest")[(block - 1) // 2 :: block]
+        np.testing.assert_allclose((matrix @ line)[: slow.size], slow, atol=2e-4)
+
+
 def test_smoothing_blurs_to_the_width_of_the_new_voxel() -> None:
     line = np.zeros((16, 16, 241), dtype=np.float32)
     line[:, :, 120] = 10_000
@@ -147,8 +172,8 @@ def test_smoothing_blurs_to_the_width_of_the_new_voxel() -> None:
     variance = (heights * (places - mean) ** 2).sum() / heights.sum()
     wanted = (5.0**2 - 1) / (8 * np.log(2))
     assert mean == pytest.approx(120, abs=0.6)
-    # Linear interpolation between blocks of two voxels adds its triangle, 2^2 / 6; ITK cuts 1 % off the Gaussian's tails.
-    assert wanted < variance < wanted + 4 / 6
+    # Linear interpolation between every second voxel adds its triangle, 2^2 / 6.
+    assert variance == pytest.approx(wanted + 4 / 6, rel=0.02)
 
 
 @pytest.mark.parametrize("spacing", [1.0, 2.2, 5.3])

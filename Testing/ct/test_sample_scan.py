@@ -86,9 +86,9 @@ def test_the_nodule_of_the_readers_is_soft_tissue_in_both_forms(forms) -> None:
 
 def test_headers_give_the_same_grid_and_are_quick(forms, sample) -> None:
     for path, volume in zip((sample.ct, sample.dicom), forms, strict=True):
-        start = time.perf_counter()
+        start = time.process_time()
         header = ct.read_header(path)
-        assert time.perf_counter() - start < 5.0  # on a loaded machine; alone it is a tenth of a second
+        assert time.process_time() - start < 1.0
         assert header.grid.equals(volume.grid)
 
 

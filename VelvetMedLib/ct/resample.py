@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from VelvetMedLib.ct.geometry import AXIS_LETTERS, Grid
+from VelvetMedLib.ct.smooth import thinned
 from VelvetMedLib.ct.volume import AIR_HU, Volume
 from VelvetMedLib.shapes import Affine, ArrayKJI, LabelsKJI
 
-_FWHM_SQUARED = 8.0 * math.log(2.0)
-"""(full width at half maximum / standard deviation) squared of a Gaussian."""
-
-_KERNEL_WIDTH = 16
+_MARGIN_BLOCKS = 12
+"""Blocks are a quarter to a half of a new voxel, so the blur reaches four standard deviations, 7 blocks at most."""
 
 
 def resample(volume: Volume, grid: Grid, *, outside_hu: float = AIR_HU, antialias: bool = True) -> Volume:
@@ -23,7 +21,7 @@ def resample(volume: Volume, grid: Grid, *, outside_hu: float = AIR_HU, antialia
 
     With `antialias`, an axis on which voxels grow by a factor f > 1 is first smoothed so that the blur's full width at half maximum
     equals the new voxel (variance (f^2 - 1) / (8 ln 2) in old voxels; Cardoso et al., MICCAI 2015, scale factor point spread
-    function). The blur is a block mean of floor(f / 2) voxels, which is cheap, then a Gaussian for what is left of the variance.
+    function); blurred, only every floor(f / 2)-th voxel is kept for the interpolation.
     An int16 volume stays int16 (rounded), float32 stays float32.
     """
     voxels = resample_array(volume.voxels_kji, volume.grid, grid, outside=float(outside_hu), antialias=antialias)
@@ -43,9 +41,9 @@ def resample_array(array_kji: ArrayKJI, from_grid: Grid, to_grid: Grid, *, outsi
         index_to_index = np.linalg.inv(matrix) @ to_grid.ijk_to_ras
         growth = _growth(index_to_index)
         block = _blocks(growth, array_kji)
-        array_kji, index_to_index = _needed(array_kji, index_to_index, to_grid, block, margin=_KERNEL_WIDTH)
-        image, old_to_small = _smoothed(_index_image(array_kji), growth, block)
-        index_to_index = old_to_small @ index_to_index
+        array_kji, index_to_index = _needed(array_kji, index_to_index, to_grid, block, margin=_MARGIN_BLOCKS)
+        small, old_to_small = thinned(array_kji, growth, block)
+        image, index_to_index = _index_image(small), old_to_small @ index_to_index
     else:
         array_kji, index_to_index = _needed(array_kji, index_to_index, to_grid, np.ones(3, dtype=int), margin=2)
         image = _index_image(array_kji)
@@ -85,7 +83,7 @@ def _growth(index_to_index: Affine) -> np.ndarray[Any, Any]:
 
 
 def _blocks(growth: np.ndarray[Any, Any], array_kji: ArrayKJI) -> np.ndarray[Any, Any]:
-    # Blocks of half the new voxel: with whole ones, linear interpolation between block means would flatten peaks by place.
+    # Half the new voxel: with steps as long as it, linear interpolation between kept voxels would flatten peaks by place.
     return np.clip(np.floor(growth / 2 + 1e-6).astype(int), 1, array_kji.shape[::-1])
 
 
@@ -124,23 +122,3 @@ def _sample(image: sitk.Image, index_to_index: Affine, grid: Grid, interpolator:
     unit = np.eye(3).ravel().tolist()
     out = sitk.Resample(image, size, transform, interpolator, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), unit, outside, pixel_type)
     return sitk.GetArrayFromImage(out)
-
-
-def _smoothed(image: sitk.Image, growth: np.ndarray[Any, Any], block: np.ndarray[Any, Any]) -> tuple[sitk.Image, Affine]:
-    """The image reduced by block means and blurred for voxels that grow by `growth` on i, j, k; and the old-to-new index matrix."""
-    size = np.array(image.GetSize())
-    variance = np.maximum((growth**2 - 1.0) / _FWHM_SQUARED - (block**2 - 1.0) / 12.0, 0.0) / block**2
-    old_to_small = np.eye(4)
-    if (block > 1).any():
-        # BinShrink drops an incomplete last block: repeat the border instead, so that no slice of the patient is lost.
-        missing = (-size) % block
-        if missing.any():
-            image = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], [int(n) for n in missing])
-        image = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), [int(b) for b in block])
-        image.SetOrigin((0.0, 0.0, 0.0))
-        image.SetSpacing((1.0, 1.0, 1.0))
-        old_to_small = np.diag([*(1.0 / block), 1.0])
-        old_to_small[:3, 3] = -(block - 1) / 2.0 / block
-    if (variance > 1e-3).any():
-        image = sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(v) for v in variance], _KERNEL_WIDTH, 0.01, False)
-    return image, old_to_small
