@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def picture(
     """
     ijk = np.linalg.inv(ijk_to_ras) @ np.append(np.asarray(at_ras_mm, dtype=np.float64), 1.0)
     i, j, k = (int(np.clip(round(float(index)), 0, size - 1)) for index, size in zip(ijk[:3], voxels_kji.shape[::-1], strict=True))
-    cut = {"axial": np.s_[k, ::-1, ::-1], "coronal": np.s_[::-1, j, ::-1], "sagittal": np.s_[::-1, ::-1, i]}[plane]
+    cut: tuple[Any, Any, Any] = {"axial": np.s_[k, ::-1, ::-1], "coronal": np.s_[::-1, j, ::-1], "sagittal": np.s_[::-1, ::-1, i]}[plane]
     low, high = window_hu
     gray = np.clip((voxels_kji[cut].astype(np.float32) - low) / (high - low), 0.0, 1.0) * 255.0
     rgb = np.repeat(gray[..., None], 3, axis=2)

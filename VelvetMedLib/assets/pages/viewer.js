@@ -22,7 +22,7 @@
   const QUIET = { plain: 0.55, dimmed: 0.2 };
   const GHOST_ALPHA = 5;
   const INTENT_LABEL = 1002;
-  const COMMON = { logLevel: "error", isAntiAlias: true, dragAndDropEnabled: false, loadingText: "", fontColor: [0.36, 0.72, 0.7, 1] };
+  const COMMON = { logLevel: "error", isAntiAlias: false, dragAndDropEnabled: false, loadingText: "", fontColor: [0.36, 0.72, 0.7, 1] };
 
   function stills(reason) {
     if (reason) byId("fallback-reason").textContent = reason;
@@ -62,6 +62,7 @@
       this.solidMode = page.has_labels ? "segments" : "ct";
       this.outline = false;
       this.pending = false;
+      this.solidDue = false;
     }
 
     async start() {
@@ -118,14 +119,22 @@
       const mm = [where.mm[0], where.mm[1], where.mm[2]];
       const hu = page.has_ct ? Math.round(where.values[0].value) : null;
       const label = this.labelAt(mm);
-      if (this.solid && this.solid.volumes.length) {
-        this.solid.scene.crosshairPos = this.solid.mm2frac(mm);
-        this.solid.drawScene();
-      }
+      this.followInSolid();
       for (const [name, axis] of [["axial", 2], ["coronal", 1], ["sagittal", 0]]) {
         byId(`place-${name}`).textContent = `${Viewer.along(mm[axis], axis)} mm`;
       }
       for (const listener of listeners.place) listener({ mm, hu, label });
+    }
+
+    // Drawing in 3D is the dear part: however many moves come within one frame, it is drawn once.
+    followInSolid() {
+      if (this.solidDue || !this.solid || !this.solid.volumes.length) return;
+      this.solidDue = true;
+      requestAnimationFrame(() => {
+        this.solidDue = false;
+        this.solid.scene.crosshairPos = this.solid.mm2frac(this.crosshairMm());
+        this.solid.drawScene();
+      });
     }
 
     static along(value, axis) {
@@ -303,6 +312,7 @@
     }
 
     setOverlay(opacity) {
+      if (opacity === this.opacity) return;
       this.opacity = opacity;
       this.recolor();
     }
@@ -313,7 +323,9 @@
     }
 
     setShown(labels) {
-      this.shown = new Set(labels);
+      const next = new Set(labels);
+      if (next.size === this.shown.size && labels.every((label) => this.shown.has(label))) return;
+      this.shown = next;
       this.recolor();
     }
 
@@ -327,7 +339,6 @@
       }
       this.center();
       this.planes.drawScene();
-      if (this.solid) this.solid.resizeListener();
     }
 
     tileAt(clientX, clientY) {
