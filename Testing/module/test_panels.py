@@ -288,7 +288,7 @@ def test_a_question_is_asked_answered_and_kept(finished: Any, fake_worker: Any) 
     fake_worker.say("result", answer="Yes, on the left.", confidence=0.87, link=link.as_dict())
     finished.poll()
     text = ask.ui.answersView.plainText
-    assert "Yes, on the left." in text and "87\u00a0%" in text and "Research use only" in text
+    assert "Yes, on the left." in text and "87 %" in text and "Research use only" in text
     node = slice_node()
     import qt
 

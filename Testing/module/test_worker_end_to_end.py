@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.gui
+pytestmark = [pytest.mark.gui, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_one_press_gives_segments_findings_report_and_answers_in_the_right_place
     start = time.perf_counter()
     real_logic.start_analysis(body_node, model=str(random_bundle_folder))
     assert time.perf_counter() - start < 2.0
-    updates = real_logic.wait(240)
+    updates = real_logic.wait(280)
     assert updates[-1].kind == "result" and any(update.kind == "progress" and update.stage for update in updates)
     case, nodes = real_logic.case(), real_logic.nodes()
     assert len(case.findings) == 21 and nodes.findings.GetNumberOfRows() == 21
@@ -107,7 +107,7 @@ def test_a_python_without_the_packages_is_explained_in_words(real_logic: Any, ct
     real_logic.settings.own_python = str(script)
     real_logic.start_analysis(ct, model="demo")
     with pytest.raises(VelvetMedError) as caught:
-        real_logic.wait(60)
+        real_logic.wait(280)
     assert caught.value.next_step and "Traceback" not in str(caught.value)
 
 
@@ -116,4 +116,4 @@ def test_a_bundle_that_is_not_there_is_refused_by_the_worker_in_words(real_logic
 
     real_logic.start_analysis(body_node, model=str(tmp_path / "nothing here"))
     with pytest.raises(BundleError):
-        real_logic.wait(60)
+        real_logic.wait(280)

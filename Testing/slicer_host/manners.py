@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -113,12 +115,25 @@ def _expose_below(qt_class: type, seen: set[type]) -> None:
             _expose_below(subclass, seen)
 
 
+def keep_singletons_alive() -> None:
+    """Gives None, True, False and their like so many references that they can never run out.
+
+    PySide6 6.12 returns them without taking a reference, which is right only where they are immortal (Python 3.12 and newer).
+    On Python 3.11 each `update()` or `emit()` uses one up, and a long test run would end in "deallocating None".
+    """
+    if sys.version_info >= (3, 12):
+        return
+    for singleton in (None, True, False, NotImplemented, Ellipsis):
+        ctypes.c_ssize_t.from_address(id(singleton)).value += 1 << 40
+
+
 def install() -> None:
     """Patches every PySide6 class, once. Host code that runs afterwards must use property style too."""
     global _installed
     if _installed:
         return
     _installed = True
+    keep_singletons_alive()
     for module in QT_MODULES:
         for name in dir(module):  # PySide6 makes its classes lazily: touch each before patching
             getattr(module, name, None)

@@ -84,3 +84,17 @@ def test_spellings_of_pyside_are_not_in_the_qt_module(host: Any) -> None:
     import qt
 
     assert not any(hasattr(qt, name) for name in ("Signal", "Slot", "Property"))
+
+
+def test_none_true_and_false_cannot_run_out_however_long_the_tests_are(host: Any) -> None:
+    """PySide6 6.12 uses references to them up on Python 3.11; on newer ones they are immortal."""
+    import sys
+
+    import qt
+
+    button = qt.QPushButton()
+    for _ in range(50):
+        button.update()
+        button.toggled.emit(True)
+    if sys.version_info < (3, 12):
+        assert min(map(sys.getrefcount, (None, True, False))) > 1 << 39
