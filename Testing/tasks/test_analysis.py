@@ -23,6 +23,7 @@ from VelvetMedLib.tasks.grounding import middle_grid
 @pytest.fixture(scope="module")
 def case_folder(tmp_path_factory: pytest.TempPathFactory, body: Any, random_bundle: Any) -> Path:
     out = tmp_path_factory.mktemp("cases") / "case"
+    tasks.forget_encodings()
     tasks.analyze(body, random_bundle, out=out)
     return out
 
