@@ -60,6 +60,7 @@ def test_a_compressed_vertebra_loses_the_drawn_share_of_its_height(loss: float) 
 def test_no_body_is_mirrored(cases: list[SyntheticCase]) -> None:
     checked = 0
     for case in cases:
+
         def center(name: str, case: SyntheticCase = case) -> float | None:
             where = np.nonzero(case.organs_kji == ontology().structure(name).label)[2]
             return float(where.mean()) if len(where) > 30 else None

@@ -26,7 +26,7 @@ AORTIC_POINTS: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 
 ATLAS_DIAMETER_MM = {"ascending_aorta": 33.0, "aortic_arch": 24.0, "descending_thoracic_aorta": 22.0, "abdominal_aorta": 16.0}
-ORDINARY_DIAMETER_MM = {"ascending_aorta": 27.0, "aortic_arch": 26.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 20.0}
+ORDINARY_DIAMETER_MM = {"ascending_aorta": 25.5, "aortic_arch": 26.0, "descending_thoracic_aorta": 24.0, "abdominal_aorta": 20.0}
 
 
 @dataclass(frozen=True, kw_only=True)
