@@ -29,17 +29,15 @@ def test_blur_equals_scipy(sigma: float) -> None:
 
 
 def test_thick_slices_average_their_neighbours_and_noise_has_the_drawn_strength() -> None:
-    scanner = replace(
-        draw_scanner(CohortOptions(), stream(1, "rendering")), blur_mm=0.0, noise_hu=0.0, thickness=2, offset_hu=0.0, gain=1.0
-    )
+    drawn = draw_scanner(CohortOptions(), stream(1, "rendering"))
+    scanner = replace(drawn, blur_mm=0.0, noise_hu=0.0, thickness=2, offset_hu=0.0, gain=1.0)
     hu = RNG.normal(0, 100, (8, 6, 6)).astype(np.float32)
     out = scan(hu, scanner, 4.0, stream(1, "noise"))
     np.testing.assert_allclose(out[0], (hu[0] + hu[1]) / 2, atol=1e-3)
     np.testing.assert_array_equal(out[2], out[3])
     for grain in (0.0, 8.0):
-        noisy = scan(
-            np.zeros((40, 40, 40), np.float32), replace(scanner, noise_hu=20.0, noise_grain_mm=grain, thickness=1), 4.0, stream(2, "noise")
-        )
+        noisier = replace(scanner, noise_hu=20.0, noise_grain_mm=grain, thickness=1)
+        noisy = scan(np.zeros((40, 40, 40), np.float32), noisier, 4.0, stream(2, "noise"))
         assert noisy.std() == pytest.approx(20.0, rel=0.05)
 
 

@@ -126,8 +126,14 @@ def _seen_lungs(seed: int, options: CohortOptions) -> bool:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"normal_fraction": 1.2}, {"spacing_mm": 0.1}, {"view_weights": (1.0, -1.0, 0.0, 0.0)}, {"mode_weights": (0.0, 0.0, 0.0)}, {"largest_shape_ijk": (4, 4, 4)}],
-)  # fmt: skip
+    [
+        {"normal_fraction": 1.2},
+        {"spacing_mm": 0.1},
+        {"view_weights": (1.0, -1.0, 0.0, 0.0)},
+        {"mode_weights": (0.0, 0.0, 0.0)},
+        {"largest_shape_ijk": (4, 4, 4)},
+    ],
+)
 def test_options_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(CohortError, match=next(iter(wrong))):
         CohortOptions(**wrong)

@@ -29,8 +29,8 @@ def test_measuring_the_written_files_again_gives_the_record(cohort: Cohort) -> N
                 # Truth was read before noise and calibration error; the stored scan may be off by little.
                 assert new.value == pytest.approx(old.value, abs=6.0)
                 continue
-            assert (new.state, new.side, new.site, new.count, new.size_mm) == (old.state, old.side, old.site, old.count, old.size_mm), (
-                old.name
+            for attribute in ("state", "side", "site", "count", "size_mm"):
+                assert getattr(new, attribute) == getattr(old, attribute), f"{attribute} of {old.name}"
             )
             assert new.value == old.value
 

@@ -139,7 +139,9 @@ def heart_growth(atlas: Atlas, body: Body, rng: np.random.Generator, affected: b
     return _dilation(center, (52.0, 54.0, 64.0), factors)
 
 
-def _dilation(center: NDArray[Any] | tuple[float, float, float], half_mm: tuple[float, float, float], factors: tuple[float, ...]) -> Dilation:
+def _dilation(
+    center: NDArray[Any] | tuple[float, float, float], half_mm: tuple[float, float, float], factors: tuple[float, ...]
+) -> Dilation:
     """Scales the ellipsoid of half axes `half_mm` (of the atlas) by a factor along each axis."""
     s, a, r = (float(x) for x in center)
     return Dilation(
