@@ -11,13 +11,13 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from demo.calibrate import calibrate  # noqa: E402
-from demo.checkpoint import MovingAverage, StageState  # noqa: E402
-from demo.data import PreparedCase, crop, crop_batches, split_of  # noqa: E402
-from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits  # noqa: E402
-from demo.language import findings_loss, pack_rows, report_contrast  # noqa: E402
-from demo.results import recall_at  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from demo.calibrate import calibrate
+from demo.checkpoint import MovingAverage, StageState
+from demo.data import PreparedCase, crop, crop_batches, split_of
+from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits
+from demo.language import findings_loss, pack_rows, report_contrast
+from demo.results import recall_at
+from torch import Tensor, nn
 
 
 def slow_organ_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -41,7 +41,9 @@ def test_organ_loss_equals_the_slow_definition_in_float64() -> None:
 def test_organ_loss_of_a_crop_without_organs_is_the_cross_entropy() -> None:
     logits = np.random.default_rng(1).normal(size=(20, 3))
     labels = np.zeros(20, np.int64)
-    assert float(organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(slow_organ_loss(logits, labels), abs=1e-10)
+    assert float(organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(
+        slow_organ_loss(logits, labels), abs=1e-10
+    )
 
 
 def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
