@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--fine-steps", type=int, default=FineSettings().steps)
     parser.add_argument("--global-steps", type=int, default=LanguageSettings().global_steps)
     parser.add_argument("--reader-steps", type=int, default=LanguageSettings().reader_steps)
-    parser.add_argument("--encode-cases", type=int, default=900, help="training cases whose tokens are kept for the reader")
+    parser.add_argument("--encode-cases", type=int, default=600, help="training cases whose tokens are kept for the reader")
+    parser.add_argument("--test-cases", type=int, default=160, help="held-out cases that are encoded and measured")
     parser.add_argument("--spacing-mm", type=float, default=4.0, help="of the cohort's grid and of the fine view")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -83,7 +84,12 @@ def main() -> None:
     if options.until == "fine":
         return
     encoded, seconds = encode_cases(
-        model, cases, run / "encoded", spacing_mm=options.spacing_mm, processes=options.processes, most_for_training=options.encode_cases
+        model,
+        cases,
+        run / "encoded",
+        spacing_mm=options.spacing_mm,
+        processes=options.processes,
+        most={"train": options.encode_cases, "test": options.test_cases},
     )
     minutes["encode"] = seconds / 60
     if options.until == "encode":

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from demo.data import LESION_CHANNELS, PreparedCase, write_json_atomically
+from demo.data import LESION_CHANNELS, SPLITS, PreparedCase, write_json_atomically
 from VelvetMedLib.bundle.config import BundleConfig, LesionEntry
 from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
@@ -169,9 +169,9 @@ def _encode_one(case: PreparedCase) -> None:
 
 
 def encode_cases(
-    model: VelvetModel, cases: list[PreparedCase], folder: Path, *, spacing_mm: float, processes: int, most_for_training: int
+    model: VelvetModel, cases: list[PreparedCase], folder: Path, *, spacing_mm: float, processes: int, most: dict[str, int]
 ) -> tuple[list[EncodedCase], float]:
-    """Encodings of all validation and test cases and of at most `most_for_training` training cases. Returns them and the seconds spent."""
+    """Encodings of the first `most[split]` cases of every split, all where it names none. Returns them and the seconds spent."""
     from safetensors.torch import save_file as save_tensors
 
     assert model.fine is not None
@@ -184,7 +184,8 @@ def encode_cases(
         write_json_atomically(folder / "thresholds.json", chosen)
     weights = folder / "fine.safetensors"
     save_tensors({name: value.contiguous() for name, value in model.fine.state_dict().items()}, weights)
-    wanted = [case for case in cases if case.split == "train"][:most_for_training] + [case for case in cases if case.split != "train"]
+    of_split = {split: [case for case in cases if case.split == split] for split in SPLITS}
+    wanted = [case for split, part in of_split.items() for case in part[: most.get(split)]]
     arguments = (model.config.to_dict(), weights, lesion_thresholds(folder), folder, spacing_mm)
     todo = [case for case in wanted if not (folder / f"{case.case_id}.safetensors").exists()]
     if todo:
