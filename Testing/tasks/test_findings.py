@@ -79,7 +79,7 @@ def test_numbers_that_contradict_a_present_state_are_not_reported(make_fine: Any
 )
 def test_what_lies_outside_the_view_is_not_assessed_and_never_absent(make_fine: Any, name: str, without: tuple[str, ...]):
     finding = found(make_fine(without=without), name, logit=-9.0)
-    assert finding.state == "not_assessed" and "not covered" in finding.reason
+    assert finding.state == "not_assessed" and "not fully covered" in finding.reason
     assert finding.probability is None and finding.link is None
 
 
@@ -123,6 +123,17 @@ def test_an_organ_cut_off_by_the_view_is_judged_only_where_it_is_already_too_lar
 def test_the_liver_is_compared_with_the_spleen(make_fine: Any):
     finding = found(make_fine(), "hepatic_steatosis", logit=-5.0)
     assert finding.state == "absent" and finding.value == pytest.approx(-5.0) and finding.unit == "HU"
+
+
+def test_the_liver_is_not_compared_in_an_arterial_phase_or_without_a_spleen(make_fine: Any):
+    arterial = make_fine()
+    arterial.hu_xyz[arterial.organs_xyz == ontology().structure("aorta").label] = 320
+    assert "arterial phase" in found(arterial, "hepatic_steatosis").reason
+    assert "spleen" in found(make_fine(without=("spleen",)), "hepatic_steatosis").reason
+
+
+def test_the_heart_is_not_compared_with_a_chest_that_is_cut_off(make_fine: Any):
+    assert "full width" in found(make_fine(without=("lung_upper_lobe_left",)), "cardiomegaly").reason
 
 
 def test_the_spleens_length_is_measured_along_the_body(make_fine: Any):

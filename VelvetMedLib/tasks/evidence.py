@@ -30,6 +30,8 @@ NEEDED_SHARE = {"aorta": 0.2, "vertebrae": 0.12, "trachea": 0.5, "esophagus": 0.
 NEEDED_LOBE_SHARE = 0.35
 LEAST_SHARE = 0.12
 """A structure that does not meet the border may be this small and still count as seen (shrunken, or partly consolidated)."""
+ARTERIAL_AORTA_HU = 200.0
+"""Median HU of the aorta above which the scan is in an arterial phase: the spleen is then brighter than any liver."""
 BOTH_SIDES_SHARE = 0.15
 """A finding is on both sides when the smaller side holds at least this share of its volume."""
 KIDNEYS = ("kidney_right", "kidney_left")
@@ -113,19 +115,31 @@ class Evidence:
         return self.volume_ml(name) >= max(typical * (needed if self.truncated(name) else LEAST_SHARE), 1e-9)
 
     def out_of_view(self, finding: Finding) -> str | None:
-        """Why the field of view does not allow this finding to be assessed, or None."""
+        """Why this scan does not allow the finding to be assessed, or None."""
         lobes = [name for name in finding.requires if name in LUNG_LOBES]
         if lobes and sum(self.seen(name) for name in lobes) < min(len(lobes), 4):
-            return "the lungs are not covered by this scan"
+            return "the lungs are not fully covered by this scan"
         others = [name for name in finding.requires if name not in LUNG_LOBES]
         unseen = [name for name in others if not self.seen(name)]
         # Of a pair (the kidneys) one is enough, if the other is absent and not cut off: it may have been removed.
         pair = len(others) == 2 and len({name.rsplit("_", 1)[0] for name in others}) == 1
         if not unseen or (pair and len(unseen) == 1 and not self.truncated(unseen[0])):
-            return None
+            return self._incomparable(finding.measure.quantity)
         names = [ontology().structure(name).display for name in unseen]
         be = "is" if len(names) == 1 and unseen != ["vertebrae"] else "are"
-        return f"the {' and the '.join(names)} {be} not covered by this scan"
+        return f"the {' and the '.join(names)} {be} not fully covered by this scan"
+
+    def _incomparable(self, quantity: str) -> str | None:
+        """What a comparison needs beyond the organ itself, as the cohort's truth asks for it."""
+        if quantity == "cardiothoracic_ratio" and not all(self.seen(name) for name in LUNG_LOBES):
+            return "the chest is not covered in its full width by this scan"
+        if quantity == "liver_minus_spleen_hu":
+            if self.volume_ml("spleen") < 0.2 * TYPICAL_ML["spleen"]:
+                return "the spleen, with which the liver is compared, is not covered by this scan"
+            aorta = self.mask("aorta")
+            if aorta.any() and float(np.median(self.fine.hu_kji[aorta])) > ARTERIAL_AORTA_HU:
+                return "an arterial phase does not show the liver's fat"
+        return None
 
     def components(self, channel: int) -> tuple[Component, ...]:
         """The components behind the lesion tokens of a channel, largest first."""
@@ -258,9 +272,7 @@ class Evidence:
             ratio = measure.cardiothoracic_ratio(self.mask("heart"), self.mask(*LUNG_LOBES) | self._pleural(), grid)
             return Measured(value=ratio, reliable=not self.truncated("heart"), link=link)
         if quantity == "liver_minus_spleen_hu":
-            # A few voxels of a spleen outside the view say nothing about its attenuation.
-            enough = self.volume_ml("spleen") >= 0.2 * TYPICAL_ML["spleen"]
-            hu = measure.liver_minus_spleen_hu(self.fine.hu_kji, self.mask("liver"), self.mask("spleen")) if enough else None
+            hu = measure.liver_minus_spleen_hu(self.fine.hu_kji, self.mask("liver"), self.mask("spleen"))
             return Measured(value=hu, link=link)
         if quantity == "craniocaudal_length_mm":
             length = measure.craniocaudal_length_mm(self.mask("spleen"), grid) or None
