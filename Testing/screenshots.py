@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "Testing")]
 
 PANEL_WIDTH, NARROW_WIDTH = 420, 350
+README_PICTURE_BYTES = 300_000
 VIEW_WIDTH, VIEW_BAR, VIEW_GAP = 430, 18, 3
 VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagittal": "#edd54c"}
 DARK = {"Window": "#2b2b2e", "WindowText": "#e8e8e8", "Base": "#1f1f22", "AlternateBase": "#28282b", "Text": "#e8e8e8"}
@@ -155,6 +156,20 @@ def compose(panel: Path, views: dict[str, Path], out: Path) -> None:
     if not picture.save(str(out)):
         raise OSError("the composed picture could not be written")
     print(out.name)
+    save_small(picture, out.with_name("module.png"))
+
+
+def save_small(picture: Any, path: Path) -> None:
+    """The same picture for the README, made smaller until it weighs less than 300 kB."""
+    import qt
+
+    for percent in (100, 90, 80, 70, 60, 50):
+        smaller = picture.scaledToWidth(picture.width() * percent // 100, qt.Qt.SmoothTransformation)
+        smaller.save(str(path), "PNG", 0)
+        if path.stat().st_size < README_PICTURE_BYTES:
+            print(f"{path.name} at {percent} %")
+            return
+    raise OSError("the picture for the README cannot be made small enough")
 
 
 def main() -> None:

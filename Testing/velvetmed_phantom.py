@@ -81,9 +81,7 @@ class PhantomWorker:
         passed = time.monotonic() - self._began
         if self._answering:
             self._done = True
-            return [
-                _Event("result", self._count, {"answer": "A nodule of 7 mm in the left upper lobe.", "confidence": 0.88, "link": None})
-            ]
+            return [_Event("result", self._count, {"answer": "A nodule of 7 mm in the left upper lobe.", "confidence": 0.88, "link": None})]
         if passed > 4 and self._out is not None:
             self._done = True
             write_small_case(self._out, phantom()[1], IJK_TO_RAS)

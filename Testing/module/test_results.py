@@ -161,8 +161,9 @@ def test_a_large_result_is_in_the_scene_within_a_second(scene: Any, make_case: C
     for label in range(1, 25):
         labels_kji[5 * label : 5 * label + 5, 150:350, 160:300] = label
     folder = make_case(labels=labels_kji)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: the other tests' share of the machine does not count
     nodes = insert(folder)
-    took_s = time.perf_counter() - start
+    took_s = time.process_time() - start
     assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 24
-    assert took_s < 2.5, f"{took_s:.2f} s"  # 1 s is the aim on a free machine; tests share theirs
+    print(f"{took_s:.2f} s of CPU")
+    assert took_s < 1.5, f"{took_s:.2f} s"  # the aim is 1 s on an ordinary machine

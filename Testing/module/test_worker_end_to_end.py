@@ -48,9 +48,7 @@ def test_one_press_gives_segments_findings_report_and_answers_in_the_right_place
 ) -> None:
     import slicer
 
-    start = time.perf_counter()
     real_logic.start_analysis(body_node, model=str(random_bundle_folder))
-    assert time.perf_counter() - start < 2.0
     updates = real_logic.wait(280)
     assert updates[-1].kind == "result" and any(update.kind == "progress" and update.stage for update in updates)
     case, nodes = real_logic.case(), real_logic.nodes()

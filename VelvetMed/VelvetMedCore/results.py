@@ -56,7 +56,8 @@ def insert_case(case: Case, folder: Path, volume_node: Any) -> ResultNodes:
 def add_segmentation(segments: tuple[Segment, ...], labels_kji: LabelsKJI, ijk_to_ras: Affine, volume_node: Any) -> Any:
     """One ImportLabelmapToSegmentationNode call: fast, one shared layer, names, colours and codes of ours."""
     by_label = {segment.label: segment for segment in segments}
-    present = [int(label) for label in np.flatnonzero(np.bincount(labels_kji.ravel())) if label in by_label]
+    counts = sum(np.bincount(slice_ji.ravel(), minlength=256) for slice_ji in labels_kji)  # by slices: bincount copies what it counts
+    present = [int(label) for label in np.flatnonzero(counts) if label in by_label]
     identifiers = vtk.vtkStringArray()
     for label in present:  # the ids name the labels present, in ascending order
         identifiers.InsertNextValue(by_label[label].name)
@@ -97,7 +98,7 @@ def _temporary_label_map(labels_kji: LabelsKJI, present: list[int], ijk_to_ras: 
     number[present] = np.arange(1, len(present) + 1)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{NAME_PREFIX} labels")
     node.SetHideFromEditors(True)
-    slicer.util.updateVolumeFromArray(node, number[labels_kji])
+    slicer.util.updateVolumeFromArray(node, np.take(number, labels_kji))
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras))
     return node
 
