@@ -44,7 +44,7 @@ def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]
     for index, lesion in enumerate(ontology().lesions):
         total = Overlap.sum([c.lesion_overlap for c in cases])
         if total.truth[index] > 0:
-            lesions[lesion.name] = {"dice": round(total.dice(index), 3), "cases": sum(c.lesion_overlap.truth[index] > 0 for c in cases)}
+            lesions[lesion.name] = {"dice": round(total.dice(index), 3), "cases": sum(bool(c.lesion_overlap.truth[index] > 0) for c in cases)}
     return organs, lesions
 
 
