@@ -31,7 +31,6 @@ def test_measuring_the_written_files_again_gives_the_record(cohort: Cohort) -> N
                 continue
             for attribute in ("state", "side", "site", "count", "size_mm"):
                 assert getattr(new, attribute) == getattr(old, attribute), f"{attribute} of {old.name}"
-            )
             assert new.value == old.value
 
 

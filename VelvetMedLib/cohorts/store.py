@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.cohorts.synthetic import SyntheticCase
 from VelvetMedLib.ct import Volume, write_nifti
 from VelvetMedLib.errors import CohortError
-from VelvetMedLib.reports.prose import ALL_STYLES, write_report
+from VelvetMedLib.reports.prose import ALL_STYLES, ProseSection, write_report
 from VelvetMedLib.reports.questions import make_questions
 from VelvetMedLib.reports.records import FindingRecord
 
@@ -126,9 +126,14 @@ def case_record(case: SyntheticCase, *, case_id: str, twin_of: str | None, repor
     if reports:
         for style in ALL_STYLES:
             sections = write_report(case.records, style=style, rng=stream(case.seed, f"text {style}", turn))
-            record["reports"][style] = [asdict(section) for section in sections]
-        record["questions"] = [asdict(q) for q in make_questions(case.records, stream(case.seed, "questions", turn))]
+            record["reports"][style] = [_section(section) for section in sections]
+        record["questions"] = [dict(vars(q)) for q in make_questions(case.records, stream(case.seed, "questions", turn))]
     return record
+
+
+def _section(section: ProseSection) -> dict[str, Any]:
+    """JSON-ready; `dataclasses.asdict` copies deeply and took longer than writing the words."""
+    return {"title": section.title, "sentences": [dict(vars(sentence)) for sentence in section.sentences]}
 
 
 def write_case(folder: Path, case: SyntheticCase, record: Mapping[str, Any]) -> None:
@@ -149,8 +154,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Atomic, UTF-8, stable order."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(data, file, ensure_ascii=False, separators=(",", ":"))
-        file.write("\n")
+        # dumps, not dump: only the former encodes in C, ten times faster.
+        file.write(json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
