@@ -47,8 +47,8 @@ $(DEV): $(RUNTIME)
 	@rm -f $(VENV)/.stamp-dev-*
 	@touch $@
 
-$(NIIVUE): scripts/fetch_niivue.py | $(PY)
-	@$(PY) scripts/fetch_niivue.py $@
+$(NIIVUE): VelvetMedLib/exports/niivue.py | $(PY)
+	@$(PY) -m VelvetMedLib.exports.niivue || echo "Without the viewer the review pages show still pictures."
 
 niivue: $(NIIVUE) ## fetch the viewer script of the review pages (pinned, checked)
 
