@@ -171,12 +171,14 @@ def _encode_one(case: PreparedCase) -> None:
 def encode_cases(
     model: VelvetModel, cases: list[PreparedCase], folder: Path, *, spacing_mm: float, processes: int, most: dict[str, int]
 ) -> tuple[list[EncodedCase], float]:
-    """Encodings of the first `most[split]` cases of every split, all where it names none. Returns them and the seconds spent."""
+    """Encodings of the first `most[split]` cases of every split, all where it names none. Returns them and the seconds spent, earlier calls included."""
     from safetensors.torch import save_file as save_tensors
 
     assert model.fine is not None
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    clock = folder / "seconds.json"
+    before = float(json.loads(clock.read_text(encoding="utf-8"))) if clock.exists() else 0.0
+    started = time.perf_counter() - before
     val = [case for case in cases if case.split == "val"]
     if not (folder / "thresholds.json").exists():
         with torch.inference_mode():
@@ -193,6 +195,8 @@ def encode_cases(
             for done, _ in enumerate(pool.imap_unordered(_encode_one, todo, chunksize=4), 1):
                 if done % 100 == 0:
                     print(f"encoded {done}/{len(todo)}  {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+                    write_json_atomically(clock, time.perf_counter() - started)
+        write_json_atomically(clock, time.perf_counter() - started)
     return [_read(case, folder) for case in wanted], time.perf_counter() - started
 
 
