@@ -1,6 +1,6 @@
 """Train the demo bundle on the synthetic cohort, plainly and in one go: fine network, global encoder, reader and writer.
 
-    velvetmed cohort make --cases 1600 --seed 1 --out COHORT
+    velvetmed cohort make --cases 2600 --seed 1 --out COHORT
     python training/train_demo.py --cohort COHORT --run RUN --out BUNDLE
 
 Every stage resumes where it was stopped when the same line is called again. Needs the `train` extra.
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--fine-steps", type=int, default=FineSettings().steps)
     parser.add_argument("--global-steps", type=int, default=LanguageSettings().global_steps)
     parser.add_argument("--reader-steps", type=int, default=LanguageSettings().reader_steps)
-    parser.add_argument("--encode-cases", type=int, default=600, help="training cases whose tokens are kept for the reader")
+    parser.add_argument("--encode-cases", type=int, default=640, help="training cases whose tokens are kept for the reader")
     parser.add_argument("--test-cases", type=int, default=160, help="held-out cases that are encoded and measured")
     parser.add_argument("--spacing-mm", type=float, default=4.0, help="of the cohort's grid and of the fine view")
     parser.add_argument("--processes", type=int, default=2)
