@@ -35,6 +35,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/cohorts/sample.py"
   "VelvetMedLib/cohorts/sheet.py"
   "VelvetMedLib/cohorts/store.py"
+  "VelvetMedLib/cohorts/surroundings.py"
   "VelvetMedLib/cohorts/synthetic.py"
   "VelvetMedLib/cohorts/tissues.py"
   "VelvetMedLib/cohorts/truth.py"
@@ -53,6 +54,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/ct/reading.py"
   "VelvetMedLib/ct/resample.py"
   "VelvetMedLib/ct/scaling.py"
+  "VelvetMedLib/ct/smooth.py"
   "VelvetMedLib/ct/volume.py"
   "VelvetMedLib/engine/__init__.py"
   "VelvetMedLib/errors.py"
@@ -63,7 +65,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/exports/niivue.py"
   "VelvetMedLib/exports/pages.py"
   "VelvetMedLib/exports/pictures.py"
-  "VelvetMedLib/exports/review.py"
+  "VelvetMedLib/exports/site.py"
   "VelvetMedLib/exports/view.py"
   "VelvetMedLib/models/__init__.py"
   "VelvetMedLib/models/attention.py"
@@ -91,7 +93,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/shapes.py"
   "VelvetMedLib/tasks/__init__.py"
   "VelvetMedLib/tasks/analysis.py"
-  "VelvetMedLib/tasks/encode.py"
+  "VelvetMedLib/tasks/encoder.py"
   "VelvetMedLib/tasks/encoding.py"
   "VelvetMedLib/tasks/evidence.py"
   "VelvetMedLib/tasks/findings.py"
@@ -119,6 +121,7 @@ set(VelvetMedLib_SCRIPTS
   )
 
 set(VelvetMedLib_RESOURCES
+  "VelvetMedLib/assets/atlas/ATTRIBUTION.txt"
   "VelvetMedLib/assets/atlas/atlas.json"
   "VelvetMedLib/assets/atlas/atlas.npz"
   "VelvetMedLib/assets/ontology.json"
