@@ -171,7 +171,7 @@ def finish(
     on_test = read_all(model, test)
     organs, lesions = dice_table(test)
     results: dict[str, Any] = {
-        "cases": {split: len(part) for split, part in of_split.items()},
+        "cases": {split: len(part) for split, part in of_split.items()} | {"train_fine": sum(case.split == "train" for case in cases)},
         "minutes_on_two_cores": {name: round(value, 1) for name, value in minutes.items()},
         "held_out_synthetic": {
             "organ_dice": organs,
