@@ -55,7 +55,7 @@ def draw_sheet(cohort: Cohort, *, most: int = 18, real: Volume | None = None, pa
         group = axes[n // columns, 4 * (n % columns) : 4 * (n % columns) + 4]
         _draw_case(group, array, organs)
         place = group[0].get_position()
-        figure.text(place.x0, place.y1 + 0.002, title, color="white", fontsize=6, va="bottom")
+        figure.text(place.x0, place.y1 + 0.011, title, color="white", fontsize=6, va="bottom")
     figure.suptitle(f"Synthetic cases. {RESEARCH_USE_ONLY}", color="white", fontsize=9)
     target = path or cohort.folder / SHEET
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part.png")
