@@ -54,9 +54,9 @@ def draw_sheet(cohort: Cohort, *, most: int = 18, real: Volume | None = None, pa
     for n, (array, organs, title) in enumerate(tiles):
         group = axes[n // columns, 4 * (n % columns) : 4 * (n % columns) + 4]
         _draw_case(group, array, organs)
-        place = group[0].get_position()
-        figure.text(place.x0, place.y1 + 0.011, title, color="white", fontsize=6, va="bottom")
-    figure.suptitle(f"Synthetic cases. {RESEARCH_USE_ONLY}", color="white", fontsize=9)
+        place = group[0].get_position(original=True)
+        figure.text(place.x0, place.y1 + 0.002, title, color="white", fontsize=6, va="bottom")
+    figure.text(0.995, 0.004, f"Synthetic cases. {RESEARCH_USE_ONLY}", color="white", fontsize=8, ha="right", va="bottom")
     target = path or cohort.folder / SHEET
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part.png")
     figure.savefig(temporary, dpi=80, facecolor="black", metadata={"Software": None})
