@@ -49,6 +49,14 @@ def test_a_reference_to_a_deleted_node_reads_as_none(scene: Any, ct: Any) -> Non
     assert read_parameters(parameter_node()).inputVolume is None
 
 
+def test_the_parameter_node_is_still_the_modules_own_after_a_scene_was_closed(scene: Any) -> None:
+    from VelvetMedCore.parameters import parameter_node
+
+    parameter_node()
+    scene.Clear(0)
+    assert parameter_node().GetModuleName() == "VelvetMed"
+
+
 def test_there_is_one_parameter_node_however_often_it_is_asked_for(scene: Any) -> None:
     from VelvetMedCore.parameters import parameter_node
 

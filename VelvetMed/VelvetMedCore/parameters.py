@@ -36,6 +36,9 @@ def parameter_node() -> Any:
         node.SetModuleName(MODULE_NAME)
         node.SetName(MODULE_NAME)
         node = slicer.mrmlScene.AddNode(node)
+    elif node.GetModuleName() != MODULE_NAME:
+        # Closing a scene keeps singleton nodes but resets them, the module's name included.
+        node.SetModuleName(MODULE_NAME)
     return node
 
 
