@@ -166,7 +166,7 @@ def test_a_result_fills_every_panel(finished: Any) -> None:
     findings = cells(panels.findings.ui.findingsTable)
     assert findings[0] == ["Lung nodule", "● present\n91\u00a0%", "left", "left upper lobe", "7"]
     assert findings[1][1].startswith("◐ uncertain") and len(findings) == 2
-    assert "19 more" in panels.findings.ui.findingsHint.text
+    assert "18 absent, 1 not assessed" in panels.findings.ui.findingsHint.text
     assert "AI-generated draft" in panels.report.ui.reportView.plainText
     assert "No consolidation." in panels.report.ui.reportView.plainText
     segments = cells(panels.segments.ui.segmentsTable)

@@ -114,7 +114,8 @@ class Board:
     def take(self, update: Update) -> None:
         """One piece of news from the logic."""
         if update.kind == "progress":
-            self.analyze.progress(update.fraction, update.stage, update.seconds_left)
+            if self.analyze.is_running:  # the progress of a question is the Ask panel's own
+                self.analyze.progress(update.fraction, update.stage, update.seconds_left)
             return
         self.ask.busy(False)
         if update.kind == "result":

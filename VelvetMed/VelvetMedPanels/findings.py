@@ -63,14 +63,16 @@ class FindingsPanel:
         table.clearSelection()
         table.setCurrentCell(-1, -1)
         table.blockSignals(False)
-        hidden = len(self._all) - len(self._rows)
+        shown = {id(finding) for finding in self._rows}
+        hidden = [finding.state for finding in self._all if id(finding) not in shown]
+        others = _("{absent} absent, {unknown} not assessed.").format(absent=hidden.count("absent"), unknown=hidden.count("not_assessed"))
         hint = self.ui.findingsHint
         if not self._all:
             hint.text = _("No analysis yet.")
         elif not self._rows:
-            hint.text = _("Nothing present or uncertain; {n} more findings are absent or not assessed.").format(n=hidden)
+            hint.text = _("Nothing present or uncertain; {others}").format(others=others)
         else:
-            hint.text = _("{n} more are absent or not assessed.").format(n=hidden) if hidden else ""
+            hint.text = _("Besides these: {others}").format(others=others) if hidden else ""
         hint.visible = bool(hint.text)
 
     def _fill_row(self, row: int, finding: CaseFinding) -> None:

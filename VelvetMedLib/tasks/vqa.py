@@ -142,7 +142,8 @@ def _about_everything(kind: str, findings: Sequence[CaseFinding]) -> Planned:
     supports = [s for f in findings if (s := finding_support(f)) is not None]
     confidence = min(supports) if kind == "normal" and supports else sum(supports) / len(supports) if supports else 0.0
     listed = ", ".join(f.display for f in present) if present else "no abnormal findings"
-    text = f"{listed[0].upper()}{listed[1:]}."
+    # "No abnormal findings" would also speak for what was never looked at.
+    text = f"{listed[0].upper()}{listed[1:]}." if present else "None of the assessed findings is present."
     if uncertain:
         text += f" Uncertain: {', '.join(f.display for f in uncertain)}."
     if unseen:
