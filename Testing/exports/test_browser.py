@@ -44,6 +44,7 @@ class Opened:
 
     def fresh(self) -> None:
         """Back to how a page looks when it opens, as far as one test can disturb another."""
+        self.page.set_viewport_size({"width": 1440, "height": 900})
         self.page.keyboard.press("Escape")
         self.page.click("[data-layout=four]")
         self.page.click("[data-zoom=fit]")
@@ -65,14 +66,17 @@ def _open(browser: Any, path: Path, **options: Any) -> Opened:
     return opened
 
 
-def _chromium(*flags: str) -> Iterator[Any]:
+def _chromium(playwright: Any, *flags: str) -> Any:
+    found = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
+    return playwright.chromium.launch(executable_path=found, timeout=PATIENCE_MS, args=[*QUIET, *flags])
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    found = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, timeout=PATIENCE_MS, args=[*QUIET, *flags])
-        yield browser
-        browser.close()
+    with sync_playwright() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +87,9 @@ def page_file(case_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from _chromium(*SOFTWARE_WEBGL)
+def browser(playwright: Any) -> Iterator[Any]:
+    with _chromium(playwright, *SOFTWARE_WEBGL) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +375,6 @@ def test_nothing_is_cut_off_and_both_sentences_are_in_sight_at_any_window_size(o
     for tab in ("report", "findings", "segments", "answers", "about"):
         page.click(f"#tab-{tab}")
         assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.panes'))"), tab
-    page.set_viewport_size({"width": 1440, "height": 900})
 
 
 def test_after_all_this_the_page_still_has_not_complained_and_asked_for_nothing(opened, page_file):
@@ -378,8 +382,8 @@ def test_after_all_this_the_page_still_has_not_complained_and_asked_for_nothing(
     assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [page_file.as_uri()]
 
 
-def test_without_webgl_the_page_says_so_and_report_and_tables_work(page_file):
-    for browser in _chromium("--disable-gpu", "--disable-3d-apis"):
+def test_without_webgl_the_page_says_so_and_report_and_tables_work(playwright, page_file):
+    with _chromium(playwright, "--disable-gpu", "--disable-3d-apis") as browser:
         opened = _open(browser, page_file)
         assert opened.page.evaluate("document.documentElement.dataset.state") == "stills"
         assert "WebGL 2" in opened.page.inner_text("#fallback")

@@ -13,8 +13,6 @@ from VelvetMedLib.reports import State, ontology
 
 STATE_WORDS: dict[State, str] = {"present": "present", "uncertain": "uncertain", "not_assessed": "not assessed", "absent": "absent"}
 """In the order in which a reader wants to see them."""
-OUTSIDE_VIEW = "partly outside the field of view"
-NO_EVIDENCE = "no image evidence"
 _QUANTITIES_SHOWN_AS_SIZE = ("longest_axial_diameter_mm", "aortic_diameter_mm", "short_axis_mm")
 _MINUS = "\u2212"
 _TIMES = "\u00d7"
