@@ -64,11 +64,11 @@ def draft_report(
         support = finding_support(finding)
         if text is not None and draft is not None and support is not None:
             support = round(math.sqrt(support * draft.probability), 4)
-        text = text or compose(record, style, title, seed=encoding.volume_sha256)
+        text = text or compose(record, style, title)
         sentences[title].append(Sentence(text=text, state=finding.state, support=support, finding=finding.name, link=finding.link))
     sections = [Section(title=title, sentences=tuple(lines)) for title, lines in sentences.items() if lines]
     sections += _limits(findings)
-    sections.append(Section(title="Impression", sentences=_impression(findings, encoding)))
+    sections.append(Section(title="Impression", sentences=_impression(findings)))
     return Draft(Report(style=style, sections=tuple(sections)), origin)
 
 
@@ -118,7 +118,8 @@ def agrees(text: str, record: FindingRecord, states: Mapping[str, str], title: s
 
 
 def compose(record: FindingRecord, style: str, title: str = "", *, seed: str = "") -> str:
-    """A sentence on a record without the decoder: the same for the same scan, and itself checked by parsing."""
+    """A sentence on a record without the decoder, itself checked by parsing. The same record always gets the same words,
+    so that one scan stored in two forms (DICOM and NIfTI) gets one report."""
     rng = np.random.default_rng([zlib.crc32(f"{seed}{record.name}".encode())])
     states = {record.name: record.state}
     for _ in range(12):
@@ -150,12 +151,12 @@ def _limits(findings: tuple[CaseFinding, ...]) -> list[Section]:
     return [Section(title="Not assessed", sentences=tuple(lines))]
 
 
-def _impression(findings: tuple[CaseFinding, ...], encoding: Encoding) -> tuple[Sentence, ...]:
+def _impression(findings: tuple[CaseFinding, ...]) -> tuple[Sentence, ...]:
     """Present findings again, most probable first; otherwise a sentence that claims no more than was looked at."""
     present = sorted((f for f in findings if f.state == "present" and not _silent(f, findings)), key=lambda f: -(f.probability or 0.0))
     lines = [
         Sentence(
-            text=compose(record_of(f), "itemised", seed=encoding.volume_sha256 + "impression"),
+            text=compose(record_of(f), "itemised", seed="impression"),
             state="present", support=finding_support(f), finding=f.name, link=f.link,
         )
         for f in present

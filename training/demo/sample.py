@@ -11,7 +11,7 @@ import numpy as np
 from VelvetMedLib import analyze, load_bundle, read
 from VelvetMedLib.case import read_segmentation
 from VelvetMedLib.cohorts.sample import get_sample
-from VelvetMedLib.ct import resample_labels
+from VelvetMedLib.ct import read_labels, resample_labels
 from VelvetMedLib.reports import ontology
 
 
@@ -36,13 +36,3 @@ def dice_on_sample(bundle_folder: Path) -> dict[str, Any]:
         if a.any():
             table[structure.name] = round(float(2 * (a & b).sum() / max(1, a.sum() + b.sum())), 3)
     return {"dice": table, "dice_mean": round(float(np.mean(list(table.values()))), 3)}
-
-
-def read_labels(path: Path) -> tuple[Any, Any]:
-    """A label map file without the plausibility checks of a CT: (labels_kji, Grid)."""
-    import SimpleITK as sitk
-
-    from VelvetMedLib.ct.volume import sitk_grid
-
-    image = sitk.ReadImage(str(path))
-    return sitk.GetArrayFromImage(image), sitk_grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
