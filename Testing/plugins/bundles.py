@@ -75,6 +75,7 @@ def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int
             "training_data": "none: random weights for tests",
             "intended_use": "tests only",
             "architecture": config.to_dict(),
+            "aligned_levels": ("report", "sentence", "word"),
             "views": ViewsConfig(fine=FineViewConfig(tile_voxels=tile)),
             **changes,
         }

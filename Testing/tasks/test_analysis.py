@@ -14,7 +14,7 @@ import pytest
 from VelvetMedLib import DRAFT_DISCLAIMER, tasks
 from VelvetMedLib.case import read_case, read_segmentation
 from VelvetMedLib.ct import from_array
-from VelvetMedLib.errors import Cancelled, CaseError, UsageError
+from VelvetMedLib.errors import BundleError, Cancelled, CaseError, UsageError
 from VelvetMedLib.tasks.analysis import ENCODING_FILE
 from VelvetMedLib.tasks.encoding import load_encoding
 from VelvetMedLib.tasks.grounding import middle_grid
@@ -147,6 +147,14 @@ def test_a_phrase_is_shown_inside_the_scan(copy: Path, body: Any, random_bundle:
         assert np.all(np.array(found.peak_ras_mm) > low) and np.all(np.array(found.peak_ras_mm) < high)
     with pytest.raises(UsageError, match="no words"):
         tasks.ground(encoding, " - ", random_bundle)
+
+
+def test_a_bundle_whose_sentences_were_never_aligned_places_no_free_phrase(copy: Path, random_bundle: Any):
+    unaligned = replace(random_bundle, config=replace(random_bundle.config, aligned_levels=("report",)))
+    encoding = load_encoding(copy / ENCODING_FILE)
+    with pytest.raises(BundleError, match="cannot place this phrase"):
+        tasks.ground(encoding, "something in the chest", unaligned)
+    assert tasks.ground(encoding, "pleural effusion", unaligned).source == "lesions"
 
 
 def test_the_middle_levels_cells_tile_the_body_box(copy: Path):

@@ -18,6 +18,7 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "MODEL_CARD.md"
 CONFIG_FILE = "bundle.json"
+LEVELS = ("report", "sentence", "word")
 REQUIRED_FILES = (WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
 # Keys by which other model formats name classes or code to import; data that asks for code is refused, not ignored.
 CODE_KEYS = frozenset({"_target_", "_partial_", "_call_", "auto_map", "trust_remote_code", "__class__", "py/object", "_requires_"})
@@ -124,7 +125,11 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """bundle.json. architecture: the dictionary form of `models.velvet.ModelConfig`. results: measured figures, free form."""
+    """bundle.json. architecture: the dictionary form of `models.velvet.ModelConfig`. results: measured figures, free form.
+
+    aligned_levels: the levels at which image and text were trained to agree; what is not named here has untrained
+    projections, and no task may read meaning into them.
+    """
 
     id: str
     version: str
@@ -134,6 +139,7 @@ class BundleConfig:
     intended_use: str
     architecture: Mapping[str, Any]
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    aligned_levels: tuple[str, ...] = ()
     structures: tuple[str, ...] = field(default_factory=lambda: tuple(s.name for s in ontology().structures))
     lesions: tuple[LesionEntry, ...] = field(default_factory=lambda: tuple(LesionEntry(name=x.name) for x in ontology().lesions))
     findings: tuple[FindingEntry, ...] = field(default_factory=lambda: tuple(FindingEntry(name=f.name) for f in ontology().findings))
@@ -143,6 +149,7 @@ class BundleConfig:
 
     def __post_init__(self) -> None:
         table = ontology()
+        _check(set(self.aligned_levels) <= set(LEVELS), "aligned_levels", self.aligned_levels, "among " + ", ".join(LEVELS))
         _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id) is not None, "id", self.id, "letters, digits, '.', '_' and '-'")
         for name in ("version", "licence", "training_data", "intended_use"):
             _check(bool(getattr(self, name).strip()), name, getattr(self, name), "a statement, not an empty text")

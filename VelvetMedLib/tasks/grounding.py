@@ -68,6 +68,13 @@ def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
     name = next(iter(find_findings(phrase)), None)
     if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
         return _by_lesions(encoding, name)
+    if "sentence" not in bundle.config.aligned_levels:
+        raise refuse(
+            f"The bundle {bundle.config.id!r} cannot place this phrase.",
+            found="sentences and image cells that were never trained to agree",
+            expected="a phrase that names a finding which the bundle assesses and which has a lesion map, or a bundle aligned by sentences",
+            next_step="Name such a finding ('velvetmed models show' lists them), or choose another bundle.",
+        )
     return _by_similarity(encoding, sentences, bundle, name, parse_question(phrase)[1])
 
 

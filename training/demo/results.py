@@ -193,6 +193,7 @@ def finish(
         training_data=TRAINING_DATA,
         intended_use=INTENDED_USE,
         architecture=model.config.to_dict(),
+        aligned_levels=("report",),
         lesions=tuple(
             LesionEntry(name=x.name, threshold=t) for x, t in zip(ontology().lesions, lesion_thresholds(run / "encoded"), strict=True)
         ),
