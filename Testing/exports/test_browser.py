@@ -28,6 +28,15 @@ PAINTED = "label => velvetmed.viewer.planes.volumes.slice(1).reduce((n, v) => n 
 
 
 @dataclass
+def until(page: Any, expression: str, *, seconds: float = 120.0) -> None:
+    """Wait until a JavaScript expression is true. Playwright's own wait may call eval, which the page rightly forbids."""
+    for _ in range(int(seconds * 10)):
+        if page.evaluate(f"Boolean({expression})"):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never true: {expression}")
+
+
 class Opened:
     """A page that is ready, and everything it said or asked for on the way."""
 
@@ -228,9 +237,9 @@ def test_three_dimensions_show_the_segments_and_can_show_the_scan(opened):
     assert len(colors) > 20
     assert opened.page.evaluate("velvetmed.viewer.solid.volumes[0].colormapLabel !== null")
     opened.page.click("[data-solid=ct]")
-    opened.page.wait_for_function("velvetmed.viewer.solid.volumes.length === 1 && !velvetmed.viewer.solid.volumes[0].colormapLabel")
+    until(opened.page, "velvetmed.viewer.solid.volumes.length === 1 && !velvetmed.viewer.solid.volumes[0].colormapLabel")
     opened.page.click("[data-solid=segments]")
-    opened.page.wait_for_function("velvetmed.viewer.solid.volumes.length === 1 && velvetmed.viewer.solid.volumes[0].colormapLabel")
+    until(opened.page, "velvetmed.viewer.solid.volumes.length === 1 && velvetmed.viewer.solid.volumes[0].colormapLabel")
 
 
 def test_window_presets_work_by_mouse_and_by_digit_and_show_which_one_is_on(opened):
