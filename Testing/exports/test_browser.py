@@ -27,7 +27,6 @@ CROSSHAIR = "(() => { const p = velvetmed.viewer.planes; return Array.from(p.fra
 PAINTED = "label => velvetmed.viewer.planes.volumes.slice(1).reduce((n, v) => n + v.img.filter(x => x === label).length, 0)"
 
 
-@dataclass
 def until(page: Any, expression: str, *, seconds: float = 120.0) -> None:
     """Wait until a JavaScript expression is true. Playwright's own wait may call eval, which the page rightly forbids."""
     for _ in range(int(seconds * 10)):
@@ -37,6 +36,7 @@ def until(page: Any, expression: str, *, seconds: float = 120.0) -> None:
     raise AssertionError(f"never true: {expression}")
 
 
+@dataclass
 class Opened:
     """A page that is ready, and everything it said or asked for on the way."""
 
