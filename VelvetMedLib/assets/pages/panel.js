@@ -77,7 +77,7 @@
 
   // Sorting: within each table body, so that groups stay together
   function sortTable(table, column, descending) {
-    const value = (row) => row.children[column].dataset.sort ?? "";
+    const value = (row) => row.children[column]?.dataset.sort ?? "";
     for (const body of table.tBodies) {
       const rows = all("tr:not(.group-head)", body);
       const numeric = rows.every((row) => value(row) === "" || !Number.isNaN(Number(value(row))));
