@@ -187,7 +187,11 @@ def main() -> int:
         "ratio": round(ratios["scipy_order3_over_ours_linear"], 2),
         "ratios": {name: round(value, 2) for name, value in ratios.items()},
         "parity": {
-            "metric": "max_abs_hu against scipy order 1", "value": round(parity, 3), "limit": LIMIT_HU, "dice": round(dice, 5), "ok": ok,
+            "metric": "max_abs_hu against scipy order 1",
+            "value": round(parity, 3),
+            "limit": LIMIT_HU,
+            "dice": round(dice, 5),
+            "ok": ok,
         },
         "gates": gates,
         "loaded": bool(load is not None and load > (os.cpu_count() or 1)),

@@ -14,36 +14,39 @@ pytest.importorskip("sklearn")
 from demo.calibrate import calibrate
 from demo.checkpoint import MovingAverage, StageState
 from demo.data import PreparedCase, crop, crop_batches, split_of
+from demo.encodings import cell_shares
 from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits
-from demo.language import findings_loss, pack_rows, report_contrast
+from demo.language import cells_loss, findings_loss, pack_rows, prompt_loss, report_contrast
 from demo.results import recall_at
 from torch import Tensor, nn
 
+from VelvetMedLib.tasks.views import GlobalView
 
-def slow_organ_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+
+def slow_organ_loss(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
     probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     cross_entropy = -np.mean([np.log(probability[n, label]) for n, label in enumerate(labels)])
     dice = []
     for c in range(1, logits.shape[1]):
-        if (labels == c).any():
-            hit = probability[labels == c, c].sum()
-            dice.append((2 * hit + 1) / (probability[:, c].sum() + (labels == c).sum() + 1))
+        own = labels == c
+        if own.any():
+            hit = (weight * probability[:, c])[own].sum()
+            dice.append((2 * hit + 1) / ((weight * probability[:, c]).sum() + weight[own].sum() + 1))
     return float(cross_entropy + (1 - np.mean(dice) if dice else 0))
 
 
 def test_organ_loss_equals_the_slow_definition_in_float64() -> None:
     draw = np.random.default_rng(0)
-    logits, labels = draw.normal(size=(50, 5)), draw.integers(0, 4, 50)
-    fast = organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))
-    assert float(fast) == pytest.approx(slow_organ_loss(logits, labels), abs=1e-10)
+    logits, labels, weight = draw.normal(size=(50, 5)), draw.integers(0, 4, 50), draw.uniform(1, 8, 50)
+    fast = organ_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(weight))
+    assert float(fast) == pytest.approx(slow_organ_loss(logits, labels, weight), abs=1e-10)
 
 
 def test_organ_loss_of_a_crop_without_organs_is_the_cross_entropy() -> None:
     logits = np.random.default_rng(1).normal(size=(20, 3))
     labels = np.zeros(20, np.int64)
-    assert float(organ_loss(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(
-        slow_organ_loss(logits, labels), abs=1e-10
-    )
+    fast = organ_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.ones(20, dtype=torch.float64))
+    assert float(fast) == pytest.approx(slow_organ_loss(logits, labels, np.ones(20)), abs=1e-10)
 
 
 def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
@@ -62,14 +65,45 @@ def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
     assert float(fast) == pytest.approx(focal + np.mean([1 - d for d in dice]), abs=1e-10)
 
 
-def test_sampling_keeps_every_lesion_voxel_exactly_once() -> None:
-    bits = torch.zeros(1000, dtype=torch.int32)
+def test_sampling_keeps_every_lesion_voxel_exactly_once_and_every_voxel_of_a_rare_class() -> None:
+    bits = torch.zeros(8000, dtype=torch.int32)
     bits[::37] = 4
-    drawn, rest = sampled_rows(bits, 0.3, torch.Generator().manual_seed(0))
+    labels = torch.zeros(8000, dtype=torch.int64)
+    labels[:40] = 1
+    drawn, rest, stands_for = sampled_rows(labels, bits, torch.tensor([0.25, 1.0]), torch.Generator().manual_seed(0))
     both = torch.cat([drawn, rest])
     assert len(both.unique()) == len(both)
     assert set((bits != 0).nonzero()[:, 0].tolist()) <= set(both.tolist())
-    assert 200 < len(drawn) < 400
+    assert set(range(40)) <= set(drawn.tolist())
+    assert stands_for[labels[drawn] == 1].unique().tolist() == [1.0]
+    # The drawn voxels stand for as many as there are.
+    assert float(stands_for.sum()) == pytest.approx(8000, rel=0.05)
+
+
+def test_cell_shares_count_what_each_cell_of_the_global_view_holds() -> None:
+    seen = GlobalView(np.zeros((16, 16, 16), np.float32), (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
+    organs, bits = np.zeros((40, 32, 16), np.uint8), np.zeros((40, 32, 16), np.uint32)
+    organs[:8], organs[33:] = 3, 5  # the grid reaches beyond the view at its far x end
+    bits[2:4, 4:8, 8:12] = 1 << 6
+    shares = cell_shares(seen, np.diag([1.0, 1.0, 1.0, 1.0]), organs, bits)
+    assert shares.shape == (49, 8, 8, 8)
+    slow = np.zeros((8, 8, 8, 2))
+    for x, y, z in np.ndindex(organs.shape):
+        # Cell n of two voxels of 2 mm reaches from 4n - 1 to 4n + 3 mm: the first voxel's centre lies at 0.
+        cell = ((np.array([x, y, z]) + 1) // 4).tolist()
+        if max(cell) < 8:
+            slow[(*cell, 0)] += 1
+            slow[(*cell, 1)] += organs[x, y, z] == 3
+    np.testing.assert_allclose(shares[2], slow[..., 1] / np.maximum(slow[..., 0], 1), atol=1e-3)
+    assert shares[32 + 6].sum() > 0 and shares[4].sum() == 0
+
+
+def test_cells_loss_equals_the_slow_definition() -> None:
+    draw = np.random.default_rng(5)
+    logits, shares = draw.normal(size=(2, 3, 2, 2, 2)), draw.random((2, 3, 2, 2, 2))
+    p = 1 / (1 + np.exp(-logits))
+    slow = -(shares * np.log(p) + (1 - shares) * np.log(1 - p)).sum() / 16
+    assert float(cells_loss(torch.from_numpy(logits), torch.from_numpy(shares))) == pytest.approx(slow, abs=1e-10)
 
 
 def test_bits_unpack_to_one_column_per_channel() -> None:
@@ -89,6 +123,15 @@ def test_contrast_shares_the_positive_among_reports_that_read_the_same() -> None
             target = 0.9 * same / same.sum() + 0.1 / 4
             expected.append(-(target * log_p[i]).sum())
     assert float(report_contrast(image, text, torch.tensor(1.0), groups, 0.1)) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_prompt_loss_prefers_the_sentence_that_is_true() -> None:
+    study = torch.eye(2)
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # affirmed lies with study 0, denied with study 1
+    true = torch.tensor([[1.0], [0.0]])
+    right, wrong = (float(prompt_loss(study, text, torch.tensor(0.0), t, torch.ones(1))) for t in (true, 1 - true))
+    assert right == pytest.approx(np.log1p(np.exp(-1.0)), abs=1e-6)
+    assert wrong == pytest.approx(np.log1p(np.exp(1.0)), abs=1e-6)
 
 
 def test_unknown_findings_have_no_part_in_the_loss() -> None:

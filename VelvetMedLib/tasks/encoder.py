@@ -206,7 +206,8 @@ def _run_tile(
     x = torch.from_numpy(windowed(hu, windows))[None].to(device)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16"):
         out = net(x)
-    organs = out.organ_logits[0].float().softmax(0)
+    # The network works channels-last: the soft-max over the last axis of that layout runs on contiguous memory.
+    organs = out.organ_logits[0].permute(1, 2, 3, 0).float().softmax(-1).permute(3, 0, 1, 2)
     return organs.cpu(), out.lesion_logits[0].float().sigmoid().cpu(), out.features[0].float().cpu()
 
 

@@ -128,6 +128,23 @@ def _half_index(shape: Sequence[int]) -> tuple[tuple[int, int, int], list[NDArra
     return (halves[0], halves[1], halves[2]), [np.arange(n, dtype=np.int32) // 2 for n in shape]
 
 
+def _pooled_features(
+    features_cxyz: NDArray[np.float32], labels: NDArray[np.int64], cell: NDArray[np.int32], bins: int
+) -> NDArray[np.float32]:
+    """Sum of the feature vector of each voxel's cell, by label: [bins, features]. labels, cell: one entry per voxel."""
+    features = features_cxyz.reshape(len(features_cxyz), -1)
+    cells = features.shape[1]
+    counts = np.bincount(labels * cells + cell, minlength=bins * cells)
+    filled = np.flatnonzero(counts)
+    # Few of the label-cell pairs hold a voxel; they come sorted by label, so that each label is one run of columns.
+    weighted = features[:, filled % cells] * counts[filled].astype(np.float32)
+    owners, first = np.unique(filled // cells, return_index=True)
+    sums = np.zeros((bins, len(features)), np.float32)
+    if len(owners):
+        sums[owners] = np.add.reduceat(weighted, first, axis=1).T
+    return sums
+
+
 def region_tokens(maps: FineMaps, thresholds: Sequence[float] | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Tokens [32, 77] in label order and a mask [32], True where the structure has at least one voxel."""
     organs = maps.organs_xyz
@@ -143,10 +160,7 @@ def region_tokens(maps: FineMaps, thresholds: Sequence[float] | None = None) -> 
 
     halves, _ = _half_index(shape)
     cell = ((x >> 1) * np.int32(halves[1]) + (y >> 1)) * np.int32(halves[2]) + (z >> 1)
-    cells = halves[0] * halves[1] * halves[2]
-    counts = np.bincount(cell.astype(np.int64) * bins + labels, minlength=cells * bins).reshape(cells, bins)
-    sums = counts.T.astype(np.float32) @ maps.features_cxyz.reshape(maps.features_cxyz.shape[0], -1).T
-    pooled = sums[1:] / some[:, None].astype(np.float32)
+    pooled = _pooled_features(maps.features_cxyz, labels, cell, bins)[1:] / some[:, None].astype(np.float32)
 
     hu = np.asarray(maps.hu_xyz).ravel()[inside].astype(np.float64)
     mean = np.bincount(labels, hu, minlength=bins)[1:] / some

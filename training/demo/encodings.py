@@ -21,10 +21,12 @@ from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
 from VelvetMedLib.tasks.encoder import fine_part, sweep
-from VelvetMedLib.tasks.views import FineView, fine_view, global_view
+from VelvetMedLib.tasks.views import FineView, GlobalView, fine_view, global_view
 
 STRUCTURES = len(ontology().structures)
 THRESHOLD_GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+CELLS = 8
+"""Cells per axis of the image encoder's bottom map."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,17 @@ class Overlap:
 
 @dataclass
 class EncodedCase:
-    """One case as the reader sees it. regions [32, 77]; lesions [N, 108]; global_view [64, 64, 64] in 0..1."""
+    """One case as the reader sees it. regions [32, 77]; lesions [N, 108]; global_view [64, 64, 64] in 0..1.
+
+    cell_shares [32 + 17, 8, 8, 8]: how much of each cell of the global view truly belongs to each structure and lesion.
+    """
 
     case_id: str
     split: str
     findings: list[FindingRecord]
     global_view: NDArray[np.float16]
     view_spacing_mm: NDArray[np.float32]
+    cell_shares: NDArray[np.float16]
     regions: NDArray[np.float32]
     region_mask: NDArray[np.bool_]
     lesions: NDArray[np.float32]
@@ -97,6 +103,30 @@ def overlap_of_bits(bits: NDArray[np.uint32], predicted: NDArray[np.bool_]) -> O
     truth = [((bits >> np.uint32(c)) & np.uint32(1)).astype(bool) for c in range(LESION_CHANNELS)]
     counts = [(t.sum(), p.sum(), (t & p).sum()) for t, p in zip(truth, predicted, strict=True)]
     return Overlap(*(np.array(column, np.int64) for column in zip(*counts, strict=True)))  # type: ignore[arg-type]
+
+
+def cell_shares(
+    seen: GlobalView, ijk_to_ras: NDArray[np.float64], organs_xyz: NDArray[np.uint8], bits_xyz: NDArray[np.uint32]
+) -> NDArray[np.float16]:
+    """[32 + 17, 8, 8, 8]: share of each cell of the global view that each structure and each lesion channel fills.
+
+    organs_xyz, bits_xyz: truth on the fine grid whose matrix is given; both grids run along the axes. Voxels beside the view count nowhere.
+    """
+    shape = np.array(seen.voxels_xyz.shape)
+    index = []
+    for axis in range(3):
+        ras = np.arange(organs_xyz.shape[axis]) * ijk_to_ras[axis, axis] + ijk_to_ras[axis, 3]
+        place = np.floor((ras - seen.ijk_to_ras[axis, 3]) / seen.ijk_to_ras[axis, axis] + 0.5) * CELLS / shape[axis]
+        index.append(np.where((place >= 0) & (place < CELLS), np.floor(place), -1).astype(np.int64))
+    x, y, z = np.meshgrid(*index, indexing="ij")
+    cell = np.where((x < 0) | (y < 0) | (z < 0), CELLS**3, (x * CELLS + y) * CELLS + z)
+    table = np.bincount((organs_xyz.astype(np.int64) * (CELLS**3 + 1) + cell).ravel(), minlength=(STRUCTURES + 1) * (CELLS**3 + 1))
+    shares = [row[:-1] for row in table.reshape(STRUCTURES + 1, -1)[1:]]
+    voxels = np.bincount(cell.ravel(), minlength=CELLS**3 + 1)[:-1]
+    for channel in range(LESION_CHANNELS):
+        hit = ((bits_xyz >> np.uint32(channel)) & np.uint32(1)).astype(bool)
+        shares.append(np.bincount(cell[hit], minlength=CELLS**3 + 1)[:-1])
+    return (np.stack(shares) / np.maximum(voxels, 1)).reshape(-1, CELLS, CELLS, CELLS).astype(np.float16)
 
 
 def _threshold_counts(model: VelvetModel, cases: list[PreparedCase], spacing_mm: float) -> NDArray[np.int64]:
@@ -152,11 +182,13 @@ def _encode_one(case: PreparedCase) -> None:
     window = _window_of(view, volume.grid, case.hu_xyz.shape)
     limits = np.array([round(t * 255) for t in bundle.config.lesion_thresholds])[:, None, None, None]
     on_organs = overlap_of_labels(case.organs_xyz[window], part.organs_xyz)
-    on_lesions = overlap_of_bits(case.lesion_bits_xyz[window], part.lesions_cxyz >= limits)
+    bits = case.lesion_bits_xyz[window]
+    on_lesions = overlap_of_bits(bits, part.lesions_cxyz >= limits)
     seen = global_view(view)
     tensors = {
         "global_view": seen.voxels_xyz.astype(np.float16),
         "view_spacing_mm": np.array(seen.view_spacing_mm, np.float32),
+        "cell_shares": cell_shares(seen, view.grid.ijk_to_ras, np.asarray(case.organs_xyz[window]), bits),
         "regions": part.region_tokens,
         "region_mask": part.region_mask.astype(np.uint8),
         "lesions": part.lesion_tokens,
@@ -208,6 +240,7 @@ def _read(case: PreparedCase, folder: Path) -> EncodedCase:
         findings=case.findings,
         global_view=stored["global_view"],
         view_spacing_mm=stored["view_spacing_mm"],
+        cell_shares=stored["cell_shares"],
         regions=stored["regions"],
         region_mask=stored["region_mask"].astype(bool),
         lesions=stored["lesions"],

@@ -33,7 +33,7 @@ class FineSettings:
     warmup_steps: int = 60
     average_decay: float = 0.995
     lesion_weight: float = 0.25
-    voxel_share: float = 0.3
+    least_share: float = 0.12
     windows_hu: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0), (-160.0, 240.0))
 
 
@@ -42,17 +42,17 @@ def voxel_rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 4, 1).reshape(-1, maps.shape[1])
 
 
-def organ_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice over the batch, averaged over the structures that the batch contains.
+def organ_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy over the given rows plus soft Dice, averaged over the structures that the batch contains.
 
-    logits [N, O] float32, labels [N] int64 with 0 = background.
+    logits [N, O] float32, labels [N] int64 with 0 = background, weight [N]: how many voxels of the batch each row stands
+    for. Dice counts voxels; cross-entropy counts rows, so that what is drawn more often weighs more.
     """
     log_probability = logits.log_softmax(1)
     of_label = log_probability.gather(1, labels[:, None])[:, 0]
-    probability = log_probability.exp()
-    size = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
-    hit = torch.zeros_like(size).index_add_(0, labels, of_label.exp())
-    dice = (2 * hit + 1) / (probability.sum(0) + size + 1)
+    size = torch.bincount(labels, weight, minlength=logits.shape[1])
+    hit = torch.zeros_like(size).index_add_(0, labels, of_label.exp() * weight)
+    dice = (2 * hit + 1) / (weight @ log_probability.exp() + size + 1)
     inside = size[1:] > 0
     return 1 - of_label.mean() - dice[1:][inside].mean() if inside.any() else -of_label.mean()
 
@@ -74,13 +74,26 @@ def lesion_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     return focal + (1 - dice[present]).mean() if present.any() else focal
 
 
-def sampled_rows(bits: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(indices of a random share of all voxels, indices of every lesion voxel that is not among them).
+def class_shares(cases: list[PreparedCase], classes: int, least: float) -> Tensor:
+    """Share of each class's voxels that the losses look at: `least` of the commonest, all of the rarest, inverse root between.
 
-    The losses at full resolution cost as much as the network; a third of the voxels estimates them as well.
+    The losses at full resolution cost as much as the network, and a part of the voxels estimates them as well. Taking all
+    of a small structure gives it the weight without which it stays unpredicted: soft Dice alone has no slope at zero.
     """
-    drawn = torch.rand(bits.shape[0], generator=generator) < share
-    return drawn.nonzero()[:, 0], ((bits != 0) & ~drawn).nonzero()[:, 0]
+    count = np.zeros(classes)
+    for case in cases:
+        count += np.bincount(case.organs_xyz.ravel(), minlength=classes)
+    return torch.from_numpy(np.clip(least * np.sqrt(count.max() / np.maximum(count, 1)), least, 1.0)).float()
+
+
+def sampled_rows(labels: Tensor, bits: Tensor, shares: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows for the losses: (indices drawn by class share, the other lesion voxels' indices, weights of the first).
+
+    labels [N] int64, bits [N]. A weight is the inverse of the share: how many voxels a drawn one stands for.
+    """
+    share = shares[labels]
+    drawn = torch.rand(labels.shape[0], generator=generator) < share
+    return drawn.nonzero()[:, 0], ((bits != 0) & ~drawn).nonzero()[:, 0], 1.0 / share[drawn]
 
 
 def unpack_bits(bits: Tensor, channels: int) -> Tensor:
@@ -117,6 +130,7 @@ def train_fine(net: FineNet, cases: list[PreparedCase], run: Path, settings: Fin
     started = time.perf_counter() - spent
     batches = _prefetched(crop_batches(cases, shape=settings.crop_voxels, batch=settings.batch, seed=seed, first_step=step))
     generator = torch.Generator()
+    shares = class_shares(cases[:64], net.config.organs, settings.least_share)
     net.train()
     shown: list[tuple[float, float]] = []
     while step < settings.steps:
@@ -127,10 +141,12 @@ def train_fine(net: FineNet, cases: list[PreparedCase], run: Path, settings: Fin
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = net(channels)
         flat_bits = torch.from_numpy(bits.astype(np.int32)).flatten()
-        drawn, rest = sampled_rows(flat_bits, settings.voxel_share, generator.manual_seed(seed * 1_000_003 + step))
+        labels = torch.from_numpy(organs.astype(np.int64)).flatten()
+        drawn, rest, stands_for = sampled_rows(labels, flat_bits, shares, generator.manual_seed(seed * 1_000_003 + step))
+        on_organs = organ_loss(voxel_rows(out.organ_logits)[drawn].float(), labels[drawn], stands_for)
         both = torch.cat([drawn, rest])
-        on_organs = organ_loss(voxel_rows(out.organ_logits)[drawn].float(), torch.from_numpy(organs.astype(np.int64)).flatten()[drawn])
-        weight = torch.where(flat_bits[both] != 0, 1.0, 1.0 / settings.voxel_share)
+        # Every lesion voxel is looked at, so it stands for itself.
+        weight = torch.cat([torch.where(flat_bits[drawn] != 0, 1.0, stands_for), torch.ones(len(rest))])
         targets = unpack_bits(flat_bits[both], out.lesion_logits.shape[1])
         on_lesions = lesion_loss(voxel_rows(out.lesion_logits)[both].float(), targets, weight)
         total = on_organs + settings.lesion_weight * on_lesions

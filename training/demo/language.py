@@ -31,14 +31,14 @@ class LanguageSettings:
     global_batch: int = 16
     reader_steps: int = 400
     reader_batch: int = 32
-    sentences_per_study: int = 4
-    questions_per_study: int = 3
+    sentences_per_study: int = 3
+    questions_per_study: int = 2
     learning_rate: float = 1.0e-3
     weight_decay: float = 0.02
     warmup_steps: int = 30
     average_decay: float = 0.99
     label_smoothing: float = 0.1
-    text_tokens: int = 160
+    text_tokens: int = 224
 
 
 def finding_targets(cases: list[EncodedCase]) -> Tensor:
@@ -54,6 +54,35 @@ def findings_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor) -> T
     known = torch.isfinite(targets)
     raw = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), pos_weight=positive_weight, reduction="none")
     return (raw * known).sum() / known.sum().clamp(min=1)
+
+
+def cells_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy between what a cell holds and what is said of it, summed over structures and lesions, averaged over cells.
+
+    logits, shares [B, S, X, Y, Z]; a share is the part of the cell that is filled, 0..1.
+    """
+    return F.binary_cross_entropy_with_logits(logits, shares, reduction="none").sum(1).mean()
+
+
+def prompt_loss(study: Tensor, text: Tensor, log_scale: Tensor, targets: Tensor, positive_weight: Tensor) -> Tensor:
+    """Is the study nearer to the sentence that affirms a finding or to the one that denies it? Cross-entropy over known findings.
+
+    study [B, D] and text [2 F, D] unit vectors, text alternating affirmed and denied; targets [B, F] as in `finding_targets`.
+    """
+    scores = study.float() @ text.float().T
+    return findings_loss(log_scale.clamp(0, float(np.log(100))).exp() * (scores[:, 0::2] - scores[:, 1::2]), targets, positive_weight)
+
+
+def records_by_state(cases: list[EncodedCase]) -> dict[str, dict[str, list[FindingRecord]]]:
+    """All records of the cases by finding and state. ValueError if a finding is never present or never absent."""
+    table: dict[str, dict[str, list[FindingRecord]]] = {f.name: {"present": [], "absent": []} for f in ontology().findings}
+    for case in cases:
+        for record in case.findings:
+            if record.state in ("present", "absent"):
+                table[record.name][record.state].append(record)
+    if empty := [f"{name}: {state}" for name, states in table.items() for state, records in states.items() if not records]:
+        raise ValueError(f"the training cases hold no example of {', '.join(empty)}; make a larger cohort")
+    return table
 
 
 def normalised(text: str) -> str:
@@ -87,6 +116,16 @@ class TextSource:
         sections = write_report(case.findings, style=style, rng=draw, held_out_wording=held_out)
         sentences = [s.text for section in sections for s in section.sentences if s.findings]
         return sentences or ["No abnormality is described."]
+
+    def prompts(self, known: dict[str, dict[str, list[FindingRecord]]], draw: np.random.Generator) -> list[list[str]]:
+        """One sentence that affirms and one that denies each finding, in this order, worded after records of the cohort."""
+        sentences = []
+        for finding in ontology().findings:
+            for state in ("present", "absent"):
+                records = known[finding.name][state]
+                record = records[int(draw.integers(len(records)))]
+                sentences.append([fill_slots(write_sentence(record, draw, str(draw.choice(STYLES))).slotted, record)])
+        return sentences
 
     def decoder_rows(self, case: EncodedCase, draw: np.random.Generator) -> Rows:
         """(prompt ids, target ids) pairs: sentences about some findings, positive ones first, and answers."""
@@ -234,7 +273,7 @@ def _run_stage(name: str, module: nn.Module, run: Path, steps: int, settings: La
 class _GlobalStage(nn.Module):
     """What stage 2 trains: the image encoder, the text encoder, their report-level projections and an auxiliary head."""
 
-    def __init__(self, model: VelvetModel, findings: int) -> None:
+    def __init__(self, model: VelvetModel, findings: int, shares: int) -> None:
         super().__init__()
         self.swin, self.tribert = model.swin, model.tribert
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
@@ -242,13 +281,16 @@ class _GlobalStage(nn.Module):
         width = model.config.swin.embed_dim
         # Bottom, middle and top all vote: a small finding must not have to survive five halvings to be learnt from.
         self.auxiliary = nn.Linear(width * (4 + 8 + 16) * 2, findings)
+        # What lies in each cell of the bottom map. Labels of whole studies alone left this encoder on its plateau.
+        self.cells = nn.Conv3d(width * 4, shares, 1)
+        nn.init.constant_(self.cells.bias, -4.0)  # type: ignore[arg-type]
 
 
 def train_global(
     model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int
 ) -> float:
-    """Report-level contrast plus findings seen by the global encoder alone. Returns seconds spent."""
-    stage = _GlobalStage(model, len(ontology().findings))
+    """Contents of every cell, report-level contrast and findings, all from the global encoder alone. Returns seconds spent."""
+    stage = _GlobalStage(model, len(ontology().findings), len(ontology().structures) + len(ontology().lesions))
     stage.train()
     weight = _positive_weight(cases)
     source = TextSource(tokenizer, settings)
@@ -271,6 +313,7 @@ def train_global(
         image = model.project_image(maps)["report"]
         groups = [normalised(" ".join(report)) for report in reports]
         return {
+            "cells": 0.2 * cells_loss(stage.cells(maps.bottom).float(), stack(batch, "cell_shares")),
             "findings": findings_loss(stage.auxiliary(pooled).float(), finding_targets(batch), weight),
             "contrast": 0.5 * report_contrast(image, text, model.logit_scale, groups, settings.label_smoothing),
         }
@@ -302,13 +345,14 @@ class _ReaderStage(nn.Module):
 def train_reader(
     model: VelvetModel, cases: list[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: LanguageSettings, *, seed: int
 ) -> float:
-    """Findings, study-report contrast and next-token prediction on kept tokens. Returns seconds spent."""
+    """Findings, opposite prompts, study-report contrast and next-token prediction on kept tokens. Returns seconds spent."""
     assert model.reader is not None and model.findings is not None and model.decoder is not None
     fit_standardisation(model, cases)
     stage = _ReaderStage(model)
     stage.train()
     weight = _positive_weight(cases)
     source = TextSource(tokenizer, settings)
+    known = records_by_state(cases)
 
     def losses_of(step: int) -> dict[str, Tensor]:
         draw = np.random.default_rng((seed, 3, step))
@@ -320,10 +364,13 @@ def train_reader(
         layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
         text = model.embed_text(layout)
         groups = [normalised(" ".join(report)) for report in reports]
+        prompts = model.embed_text(tokenizer.layout(source.prompts(known, draw), settings.text_tokens))
+        targets = finding_targets(batch)
         rows = [source.decoder_rows(case, draw) for case in batch]
         return {
-            "findings": 2.0 * findings_loss(model.findings(read.memory, read.memory_mask).float(), finding_targets(batch), weight),
-            "contrast": 0.5 * report_contrast(read.study, text, model.logit_scale, groups, settings.label_smoothing),
+            "findings": 2.0 * findings_loss(model.findings(read.memory, read.memory_mask).float(), targets, weight),
+            "prompt": prompt_loss(read.study, prompts, model.logit_scale, targets, weight),
+            "contrast": report_contrast(read.study, text, model.logit_scale, groups, settings.label_smoothing),
             "writing": decoder_loss(model, read.memory, read.memory_mask, rows, source),
         }
 
