@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from VelvetMedLib.case import Case, CaseFinding, Link, case_to_json
+from VelvetMedLib.reports import FindingRecord
 
 
 def test_a_case_survives_json_unchanged(small_case: Case) -> None:
@@ -71,3 +72,32 @@ def test_a_file_path_cannot_get_into_warnings_or_run(small_case: Case, text: str
 
 def test_ordinary_warnings_are_not_taken_for_paths(small_case: Case) -> None:
     replace(small_case, warnings=("Spacing 0.7/0.7/2.5 mm.", "CT and/or MR.", "Slices 3/40 are missing."), run={"ratio": "1/2"})
+
+
+def test_a_finding_gives_the_record_that_sentences_and_questions_are_written_from():
+    finding = CaseFinding(
+        name="lung_nodule",
+        display="lung nodule",
+        state="present",
+        probability=0.9,
+        side="left",
+        site="lung_upper_lobe_left",
+        size_mm=7.5,
+        count=2,
+        severity=None,
+        value=7.5,
+        unit="mm",
+        volume_ml=0.4,
+    )
+    wanted = FindingRecord(
+        name="lung_nodule",
+        state="present",
+        side="left",
+        site="lung_upper_lobe_left",
+        size_mm=7.5,
+        count=2,
+        severity=None,
+        value=7.5,
+        volume_ml=0.4,
+    )
+    assert finding.record() == wanted

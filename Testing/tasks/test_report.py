@@ -73,7 +73,7 @@ def test_the_whole_draft_agrees_with_its_findings(body: Any, random_bundle: Any,
     """The decoder is replaced by one that is right, wrong or nonsensical in turn."""
     from VelvetMedLib.bundle import FindingEntry
     from VelvetMedLib.tasks.evidence import Evidence
-    from VelvetMedLib.tasks.findings import _find_one, record_of
+    from VelvetMedLib.tasks.findings import _find_one
 
     fine = make_fine({"lung_nodule": [((40, 44), (20, 23), (54, 56))], "pleural_effusion": [((6, 24), (8, 12), (28, 40))]})
     logits = dict.fromkeys(ontology().finding_names, -4.0) | {"lung_nodule": 4.0, "pleural_effusion": 4.0}
@@ -84,7 +84,7 @@ def test_the_whole_draft_agrees_with_its_findings(body: Any, random_bundle: Any,
     def fake(prompts: Any, *_: Any) -> list[Written]:
         planned = [f for f in findings if not report._silent(f, findings)]
         assert len(prompts) == len(planned)
-        right = [write_sentence(record_of(f), rng, "narrative").slotted for f in planned]
+        right = [write_sentence(f.record(), rng, "narrative").slotted for f in planned]
         return [said(r if n % 3 == 0 else "There is a 99 mm tumour." if n % 3 == 1 else "mumble") for n, r in enumerate(right)]
 
     monkeypatch.setattr(report, "write", fake)

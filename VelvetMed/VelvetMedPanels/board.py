@@ -18,7 +18,7 @@ from VelvetMedCore.parameters import parameter_node, read_parameters, write_para
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, CaseFinding, Segment
 from VelvetMedLib.errors import CaseError, VelvetMedError
-from VelvetMedLib.reports import FindingRecord, suggested_questions
+from VelvetMedLib.reports import suggested_questions
 from VelvetMedPanels.analyze import AnalyzePanel
 from VelvetMedPanels.ask import AskPanel
 from VelvetMedPanels.findings import FindingsPanel
@@ -177,7 +177,7 @@ class Board:
         self._case = case
         self.findings.show_case(case)
         self.report.show_case(case)
-        self.ask.show_case(case, suggested_questions(map(_as_record, case.findings)) if case is not None else [])
+        self.ask.show_case(case, suggested_questions(map(CaseFinding.record, case.findings)) if case is not None else [])
         self.segments.show_case(case, self.logic.nodes().segmentation if case is not None else None)
 
     def _fill_models(self, chosen: str) -> None:
@@ -189,16 +189,3 @@ class Board:
     def _model_id(self) -> str:
         model = self.analyze.model
         return model.id if model is not None else ""
-
-
-def _as_record(finding: CaseFinding) -> FindingRecord:
-    """What the questions are made from."""
-    return FindingRecord(
-        name=finding.name,
-        state=finding.state,
-        side=finding.side,
-        site=finding.site,
-        size_mm=finding.size_mm,
-        count=finding.count,
-        severity=finding.severity,
-    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from VelvetMedLib import DRAFT_DISCLAIMER
 from VelvetMedLib.case.records import Record
 from VelvetMedLib.reports.ontology import Code
-from VelvetMedLib.reports.records import Severity, Side, State
+from VelvetMedLib.reports.records import FindingRecord, Severity, Side, State
 from VelvetMedLib.shapes import IntTriple, Triple
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class CaseFinding(Record):
 
     def check(self) -> None:
         _check_share(self.probability, f"probability of {self.name}")
+
+    def record(self) -> FindingRecord:
+        """The record that prose, prompts, questions and answers are written from."""
+        shared = {f.name for f in fields(FindingRecord)} & {f.name for f in fields(self)}
+        return FindingRecord(**{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True, kw_only=True)

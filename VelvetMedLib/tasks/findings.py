@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from VelvetMedLib.bundle.config import FindingEntry, refuse
 from VelvetMedLib.case import CaseFinding
-from VelvetMedLib.reports import Finding, FindingRecord, State, ontology
+from VelvetMedLib.reports import Finding, State, ontology
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence, Measured
 
@@ -125,21 +125,6 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _not_assessed(finding: Finding, reason: str) -> CaseFinding:
     return CaseFinding(name=finding.name, display=finding.display, state="not_assessed", probability=None, reason=reason, link=None)
-
-
-def record_of(finding: CaseFinding) -> FindingRecord:
-    """The record that prose, prompts and answers are written from."""
-    return FindingRecord(
-        name=finding.name,
-        state=finding.state,
-        side=finding.side,
-        site=finding.site,
-        size_mm=finding.size_mm,
-        count=finding.count,
-        severity=finding.severity,
-        volume_ml=finding.volume_ml,
-        value=finding.value,
-    )
 
 
 def lesion_channels(findings: tuple[CaseFinding, ...]) -> frozenset[int]:

@@ -21,7 +21,6 @@ from VelvetMedLib.reports.parse import parse_sentence
 from VelvetMedLib.reports.phrases import fill_slots, phrase_book
 from VelvetMedLib.reports.prose import STYLES, write_sentence
 from VelvetMedLib.tasks.encoding import Encoding
-from VelvetMedLib.tasks.findings import record_of
 from VelvetMedLib.tasks.progress import Run
 from VelvetMedLib.tasks.prompts import available_slots, report_prefix
 from VelvetMedLib.tasks.writing import Written, has_decoder, write
@@ -48,7 +47,7 @@ def draft_report(
     if style not in STYLES:
         raise ValueError(f"unknown report style {style!r}; known: {', '.join(STYLES)}")
     planned = [f for f in findings if not _silent(f, findings)]
-    records = [record_of(f) for f in planned]
+    records = [f.record() for f in planned]
     written: list[Written] = []
     if has_decoder(bundle):
         written = write([report_prefix(bundle.tokenizer, r) for r in records], encoding, bundle, run)
@@ -156,7 +155,7 @@ def _impression(findings: tuple[CaseFinding, ...]) -> tuple[Sentence, ...]:
     present = sorted((f for f in findings if f.state == "present" and not _silent(f, findings)), key=lambda f: -(f.probability or 0.0))
     lines = [
         Sentence(
-            text=compose(record_of(f), "itemised", seed="impression"),
+            text=compose(f.record(), "itemised", seed="impression"),
             state="present", support=finding_support(f), finding=f.name, link=f.link,
         )
         for f in present

@@ -18,7 +18,6 @@ from VelvetMedLib.reports import Finding, FindingRecord, ontology
 from VelvetMedLib.reports.phrases import fill_slots
 from VelvetMedLib.reports.questions import parse_question
 from VelvetMedLib.tasks.encoding import Encoding
-from VelvetMedLib.tasks.findings import record_of
 from VelvetMedLib.tasks.progress import Run
 from VelvetMedLib.tasks.prompts import answer_prefix
 from VelvetMedLib.tasks.report import compose, finding_support
@@ -98,7 +97,7 @@ def plan_answer(question: str, findings: Sequence[CaseFinding], segments: Sequen
 
 
 def _about_finding(found: CaseFinding, kind: str) -> Planned:
-    finding, record = ontology().finding(found.name), record_of(found)
+    finding, record = ontology().finding(found.name), found.record()
     if found.state == "not_assessed":
         reason = found.reason or "it was not assessed"
         return Planned(f"{CANNOT[:-1]}: {reason}.", None, 0.0, found.name)
