@@ -55,6 +55,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/ct/resample.py"
   "VelvetMedLib/ct/scaling.py"
   "VelvetMedLib/ct/smooth.py"
+  "VelvetMedLib/ct/views.py"
   "VelvetMedLib/ct/volume.py"
   "VelvetMedLib/engine/__init__.py"
   "VelvetMedLib/errors.py"
