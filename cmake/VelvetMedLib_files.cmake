@@ -9,6 +9,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/bundle/store.py"
   "VelvetMedLib/case/__init__.py"
   "VelvetMedLib/case/diameters.py"
+  "VelvetMedLib/case/editing.py"
   "VelvetMedLib/case/geometry.py"
   "VelvetMedLib/case/markdown.py"
   "VelvetMedLib/case/measure.py"

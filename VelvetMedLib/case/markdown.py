@@ -7,6 +7,9 @@ import re
 from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY
 from VelvetMedLib.case.schema import Case, Link, Sentence
 
+STALE = "Out of date"
+"""How a figure or sentence is marked that no longer fits the segments."""
+
 
 def report_markdown(case: Case) -> str:
     """The whole of `report.md`. Text of the model is escaped: it is shown, never interpreted."""
@@ -15,12 +18,15 @@ def report_markdown(case: Case) -> str:
     if not sections:
         lines += ["No report was drafted.", ""]
     for section in sections:
-        lines += [f"## {_escaped(section.title)}", ""]
-        lines += [f"- {_escaped(sentence.text)} {_evidence(case, sentence)}" for sentence in section.sentences]
-        lines.append("")
+        kept = [sentence for sentence in section.sentences if not sentence.rejected]
+        if kept:
+            lines += [f"## {_escaped(section.title)}", "", *(f"- {_escaped(s.text)} {_evidence(case, s)}" for s in kept), ""]
     partly = [s.display for s in case.segments if s.truncated]
     if partly:
         lines += [f"Partly outside the field of view: {_escaped(', '.join(partly))}.", ""]
+    if old := [s.display for s in case.segments if s.stale]:
+        lines += [f"{STALE}: {_escaped(', '.join(old))} edited after the figures were made.", ""]
+    lines += _changes(case)
     if case.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(w)}" for w in case.warnings), ""]
     lines += [
@@ -35,14 +41,41 @@ def report_markdown(case: Case) -> str:
     return "\n".join(lines)
 
 
+def _changes(case: Case) -> list[str]:
+    """What a person did to the draft, sentence by sentence: the difference to the model's words, whose they were, and when."""
+    entries = []
+    for section in case.report.sections if case.report else ():
+        for sentence in section.sentences:
+            told = sentence.revision
+            if told is None:
+                continue
+            when = f"{_escaped(told.changed)}" + (
+                f"; model {_escaped(told.model_id)}, weights {_escaped((told.weights_sha256 or '')[:12])}" if told.model_id else ""
+            )
+            if told.machine_text is None:
+                deed = f"Added: {_escaped(sentence.text)}"
+            elif sentence.by_person:
+                deed = f"Changed: ~~{_escaped(told.machine_text)}~~ {_escaped(sentence.text)}"
+            elif told.verdict is not None:
+                deed = f"{told.verdict.capitalize()}: {_escaped(sentence.text)}"
+            else:
+                continue
+            entries.append(f"- {deed}{' (rejected)' if sentence.rejected and sentence.by_person else ''} *[{when}]*")
+    return ["## What a person changed", "", *entries, ""] if entries else []
+
+
 def _evidence(case: Case, sentence: Sentence) -> str:
-    """What stands behind a sentence, in brackets: state, support, place; or that nothing does."""
-    parts = [sentence.state.replace("_", " ")] if sentence.state else []
+    """What stands behind a sentence, in brackets: whose words, state, support, place; or that nothing does; and whether it holds."""
+    parts = [STALE] if sentence.stale else []
+    if sentence.by_person:
+        parts.append("words of a person")
+    if sentence.state:
+        parts.append(sentence.state.replace("_", " "))
     if sentence.support is not None:
         parts.append(f"support {sentence.support:.2f}")
     if sentence.link is not None:
         parts.append(_place(case, sentence.link))
-    elif sentence.support is None or sentence.state == "present":
+    elif not sentence.by_person and (sentence.support is None or sentence.state == "present"):
         parts.append("no image evidence")
     return f"*[{'; '.join(parts)}]*"
 

@@ -39,7 +39,8 @@ class Link(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Record):
-    """One label of `segmentation.nii.gz`. truncated: it touches the border of what was scanned (partly outside it)."""
+    """One label of `segmentation.nii.gz`. truncated: it touches the border of what was scanned (partly outside it).
+    edited: a person has changed its voxels. stale: its figures are those of before the last change."""
 
     label: int
     name: str
@@ -52,6 +53,8 @@ class Segment(Record):
     truncated: bool = False
     center_ras_mm: Triple
     box_ras_mm: tuple[Triple, Triple]
+    edited: bool = False
+    stale: bool = False
 
     def check(self) -> None:
         if not 0 < self.label < 256 or any(not 0 <= c <= 255 for c in self.color) or self.volume_ml < 0:
@@ -61,7 +64,7 @@ class Segment(Record):
 @dataclass(frozen=True, kw_only=True)
 class CaseFinding(Record):
     """One finding. probability: calibrated, None where not assessed. value, unit: the measurement its state rests on.
-    reason: why it is not assessed."""
+    reason: why it is not assessed. stale: a segment that it was measured on has been edited since."""
 
     name: str
     display: str
@@ -77,6 +80,7 @@ class CaseFinding(Record):
     volume_ml: float | None = None
     reason: str | None = None
     link: Link | None = None
+    stale: bool = False
 
     def check(self) -> None:
         _check_share(self.probability, f"probability of {self.name}")
@@ -88,18 +92,45 @@ class CaseFinding(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Revision(Record):
+    """What a person made of a sentence. machine_text: the model's words, with the state and support it gave them; None where
+    a person wrote the sentence. model_id, weights_sha256: whose words these are. changed: when, ISO 8601 with zone."""
+
+    verdict: Literal["accepted", "rejected"] | None = None
+    machine_text: str | None = None
+    machine_state: State | None = None
+    machine_support: float | None = None
+    model_id: str | None = None
+    weights_sha256: str | None = None
+    changed: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sentence(Record):
     """One sentence of the draft. support: 0 to 1, how far the image evidence bears it out. Without a link and without
-    support it has no image evidence and must be shown so. finding and state are None for sentences about none."""
+    support it has no image evidence and must be shown so. finding and state are None for sentences about none.
+    revision: None while no person has touched it. stale: a segment that it rests on has been edited since."""
 
     text: str
     state: State | None = None
     support: float | None = None
     finding: str | None = None
     link: Link | None = None
+    revision: Revision | None = None
+    stale: bool = False
 
     def check(self) -> None:
         _check_share(self.support, "support of a sentence")
+
+    @property
+    def by_person(self) -> bool:
+        """Whether the words are a person's and not the model's."""
+        return self.revision is not None and self.revision.machine_text != self.text
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a person has taken the sentence out of the draft."""
+        return self.revision is not None and self.revision.verdict == "rejected"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,156 @@
+"""A person's words, verdicts and edited segments: kept with whose they are, never silently rewritten, never exported unmarked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from VelvetMedLib.case import Case, read_case, report_markdown
+from VelvetMedLib.case.editing import (
+    PERSONS_SECTION,
+    add_sentence,
+    anything_stale,
+    judge,
+    mark_edited,
+    restore,
+    rests_on,
+    rewrite,
+    sentence_at,
+    sentences,
+    stale_segments,
+)
+
+WHEN = "2026-11-22T10:00:00+00:00"
+NODULE, CONSOLIDATION, EFFUSION = (0, 0), (0, 1), (0, 2)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A nodule (present), no consolidation, an uncertain effusion; segments of liver, spleen and nodule."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from velvetmed_phantom import write_small_case
+
+    labels = np.zeros((20, 30, 25), np.uint8)
+    labels[4:12, 5:20, 3:12], labels[5:10, 6:12, 15:20], labels[14:16, 20:23, 5:8] = 4, 1, 101
+    return read_case(write_small_case(tmp_path_factory.mktemp("case") / "case", labels, np.diag([1.0, 1.0, 2.0, 1.0])))
+
+
+def texts(case: Case) -> list[str]:
+    return [sentence.text for _, _, sentence in sentences(case)]
+
+
+def test_a_persons_words_replace_the_models_which_stay_with_whose_they_were(case: Case) -> None:
+    after = sentence_at(rewrite(case, NODULE, " A nodule \n of 9 mm. ", when=WHEN), NODULE)
+    assert after.text == "A nodule of 9 mm." and after.by_person and after.link == sentence_at(case, NODULE).link
+    told = after.revision
+    assert told is not None and told.machine_text == "A nodule of 7 mm in the left upper lobe." and told.changed == WHEN
+    assert told.model_id == "demo 1" and told.weights_sha256 == "1" * 64 and told.machine_support == 0.91
+
+
+def test_a_persons_words_carry_the_state_that_they_say_and_no_support_of_the_models(case: Case) -> None:
+    denied = sentence_at(rewrite(case, NODULE, "No lung nodule."), NODULE)
+    assert denied.state == "absent" and denied.support is None
+    assert sentence_at(rewrite(case, NODULE, "Compare with the last scan."), NODULE).state is None
+
+
+def test_typing_the_models_words_again_makes_them_the_models_again(case: Case) -> None:
+    there = rewrite(case, NODULE, "Something else.")
+    back = sentence_at(rewrite(there, NODULE, sentence_at(case, NODULE).text), NODULE)
+    assert not back.by_person and (back.state, back.support) == ("present", 0.91)
+
+
+def test_restoring_brings_back_the_models_sentence_whole(case: Case) -> None:
+    changed = judge(rewrite(case, NODULE, "Something else."), NODULE, "rejected")
+    assert restore(changed, NODULE) == case
+    added = add_sentence(case, "Surgical clips.", section=0)
+    assert restore(added, (0, 3)) == case and restore(case, NODULE) == case
+
+
+def test_an_added_sentence_has_no_model_behind_it(case: Case) -> None:
+    added = add_sentence(case, "Surgical clips.", when=WHEN)
+    assert added.report is not None and added.report.sections[-1].title == PERSONS_SECTION
+    new = sentence_at(added, (1, 0))
+    assert new.by_person and new.revision is not None and new.revision.machine_text is None and new.revision.model_id is None
+    twice = add_sentence(added, "Old fracture.")
+    assert texts(twice)[-2:] == ["Surgical clips.", "Old fracture."]
+    assert texts(add_sentence(replace(case, report=None), "Alone.")) == ["Alone."]
+
+
+@pytest.mark.parametrize("text", ["", "  \n ", "x" * 3000])
+def test_an_empty_or_endless_sentence_is_refused(case: Case, text: str) -> None:
+    with pytest.raises(ValueError):
+        rewrite(case, NODULE, text)
+
+
+def test_a_place_that_does_not_exist_is_refused(case: Case) -> None:
+    for place in ((0, 9), (5, 0), (-1, 0)):
+        with pytest.raises(IndexError):
+            judge(case, place, "accepted")
+
+
+def test_a_rejected_sentence_leaves_the_report_and_is_named_among_the_changes(case: Case) -> None:
+    text = report_markdown(judge(case, CONSOLIDATION, "rejected", when=WHEN))
+    body, changes = text.split("## What a person changed")
+    assert "No consolidation." not in body and "Rejected: No consolidation." in changes and WHEN in changes
+
+
+def test_the_markdown_tells_machine_and_human_words_apart(case: Case) -> None:
+    text = report_markdown(rewrite(case, NODULE, "A nodule of 9 mm.", when=WHEN))
+    line = next(line for line in text.splitlines() if line.startswith("- A nodule of 9 mm."))
+    assert "words of a person" in line and "support" not in line
+    assert "~~A nodule of 7 mm in the left upper lobe.~~ A nodule of 9 mm." in text and "model demo 1, weights 111111111111" in text
+    assert "What a person changed" not in report_markdown(case)
+
+
+def test_editing_a_segment_marks_its_figures_its_findings_and_their_sentences_at_once(case: Case) -> None:
+    after = mark_edited(case, ["lung_nodule"])
+    assert stale_segments(after) == ("lung_nodule",) and next(s for s in after.segments if s.name == "lung_nodule").edited
+    stale = {f.name for f in after.findings if f.stale}
+    assert {"lung_nodule", "lung_mass"} <= stale and "consolidation" not in stale
+    # The effusion's sentence points at the nodule's voxels in this made-up case, so it goes with it.
+    assert [sentence_at(after, place).stale for place in (NODULE, CONSOLIDATION, EFFUSION)] == [True, False, True]
+    assert anything_stale(after) and not anything_stale(case) and mark_edited(case, []) is case
+
+
+def test_what_was_not_assessed_does_not_become_stale(case: Case) -> None:
+    after = mark_edited(case, ["spleen"])
+    assert not next(f for f in after.findings if f.name == "splenomegaly").stale
+
+
+def test_a_stale_figure_is_never_exported_without_its_mark(case: Case) -> None:
+    text = report_markdown(mark_edited(case, ["lung_nodule"]))
+    line = next(line for line in text.splitlines() if line.startswith("- A nodule of 7 mm"))
+    assert "Out of date" in line and "Out of date: Lung nodule or mass" in text.replace("lung nodule or mass", "Lung nodule or mass")
+
+
+def test_rewriting_or_accepting_after_an_edit_is_a_persons_word_that_it_holds_now(case: Case) -> None:
+    old = mark_edited(case, ["lung_nodule"])
+    assert not sentence_at(rewrite(old, NODULE, "A nodule of 9 mm."), NODULE).stale
+    person = mark_edited(rewrite(case, NODULE, "A nodule of 9 mm."), ["lung_nodule"])
+    assert sentence_at(person, NODULE).stale and not sentence_at(judge(person, NODULE, "accepted"), NODULE).stale
+    # The model's own numbers do not become right by being accepted.
+    assert sentence_at(judge(old, NODULE, "accepted"), NODULE).stale
+
+
+def test_every_finding_rests_on_segments_that_the_ontology_knows() -> None:
+    from VelvetMedLib.reports import ontology
+
+    known = {s.name for s in ontology().structures} | {x.name for x in ontology().lesions}
+    for finding in ontology().findings:
+        assert rests_on(finding.name) and rests_on(finding.name) <= known, finding.name
+    assert rests_on("unheard of") == frozenset()
+
+
+def test_a_changed_case_reads_back_from_json_as_it_was_and_an_older_one_still_reads(case: Case) -> None:
+    changed: Any = mark_edited(judge(rewrite(case, NODULE, "Mine."), CONSOLIDATION, "rejected"), ["liver"])
+    assert Case.from_dict(changed.as_dict()) == changed
+    older = case.as_dict()
+    for part in (*older["segments"], *older["findings"], *older["report"]["sections"][0]["sentences"]):
+        for key in ("revision", "stale", "edited"):
+            part.pop(key, None)
+    assert Case.from_dict(older) == case
