@@ -1,0 +1,44 @@
+"""From a batch to features: every key that the objectives of a step name is encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from VelvetMedLib.models.velvet import GlobalFeatures, VelvetModel
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, Feature, LocalFeatures, Objective, StudyBatch, TextFeatures
+
+
+def needed_keys(objectives: Iterable[Objective]) -> tuple[str, ...]:
+    """All feature keys of the objectives; those of objectives that compare studies come first.
+
+    The order matters where dropout is replayed: pass 1 of cached gradients encodes a beginning of this list.
+    """
+    listed = list(objectives)
+    first = sorted({key for objective in listed if objective.across for key in objective.needs})
+    return tuple(dict.fromkeys([*first, *sorted({key for objective in listed for key in objective.needs})]))
+
+
+def encode(model: VelvetModel, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
+    """Images of all keys go through the vision encoder in one pass where their sides agree; texts through the text layers, one by one.
+
+    keys: feature keys of `methods.md` 1.5 with their inputs in `batch.images` or `batch.texts`.
+    """
+    wanted = list(keys)
+    features: dict[str, Feature] = {}
+    image_keys = [key for key in wanted if key.startswith("image.")]
+    for shape in dict.fromkeys(batch.images[key].shape for key in image_keys):
+        together = [key for key in image_keys if batch.images[key].shape == shape]
+        maps = model.swin(torch.cat([batch.images[key] for key in together]))[2:]
+        for key, bottom, middle, top in zip(together, *(m.chunk(len(together)) for m in maps), strict=True):
+            if key == IMAGE_GLOBAL:
+                if batch.view_spacing_mm is None:
+                    raise ValueError("a batch with a global view needs its view_spacing_mm")
+                features[key] = GlobalFeatures(bottom, middle, top, batch.view_spacing_mm)
+            else:
+                features[key] = LocalFeatures(top)
+    for key in (key for key in wanted if key.startswith("text.")):
+        layout = batch.texts[key]
+        features[key] = TextFeatures(model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask))
+    return features
