@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
-from demo.data import prepare, write_json_atomically
+from demo.data import prepare, seconds_spent, write_json_atomically
 from demo.encodings import encode_cases
 from demo.fine import FineSettings, train_fine
 from demo.language import LanguageSettings, corpus, keep_top_maps, train_global, train_reader
@@ -67,12 +66,11 @@ def main() -> None:
     torch.manual_seed(options.seed)
     fine_settings = FineSettings(steps=options.fine_steps)
     language = LanguageSettings(global_steps=options.global_steps, reader_steps=options.reader_steps)
-    started = time.perf_counter()
     run: Path = options.run
     run.mkdir(parents=True, exist_ok=True)
     cases = prepare(options.cohort, run / "prepared", processes=options.processes)
     train_cases = [case for case in cases if case.split == "train"]
-    print(f"{len(cases)} cases, {len(train_cases)} for training; prepared in {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+    print(f"{len(cases)} cases, {len(train_cases)} for training", flush=True)
 
     tokenizer_file = run / "tokenizer.json"
     if not tokenizer_file.exists():
@@ -80,7 +78,8 @@ def main() -> None:
     tokenizer = ReportTokenizer(tokenizer_file)
     model = VelvetModel(demo_architecture(tokenizer.vocab_size))
     assert model.fine is not None
-    minutes = {"fine": train_fine(model.fine, train_cases, run, fine_settings, seed=options.seed) / 60}
+    minutes = {"prepare": seconds_spent(run / "prepared") / 60}
+    minutes["fine"] = train_fine(model.fine, train_cases, run, fine_settings, seed=options.seed) / 60
     if options.until == "fine":
         return
     encoded, seconds = encode_cases(

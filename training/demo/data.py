@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -92,15 +93,23 @@ def _prepare_one(source: Path, *, out: Path) -> None:
     (folder / "done").touch()
 
 
+def seconds_spent(folder: Path) -> float:
+    """Seconds that earlier calls noted in `folder`, 0 where there were none."""
+    clock = folder / "seconds.json"
+    return float(json.loads(clock.read_text(encoding="utf-8"))) if clock.exists() else 0.0
+
+
 def prepare(cohort: Path, out: Path, *, processes: int) -> list[PreparedCase]:
     """Convert what is not yet converted and list every case with its split. Calling it again is cheap."""
     sources = [Path(entry) for entry in read_cohort(cohort).case_folders]
     out.mkdir(parents=True, exist_ok=True)
     todo = [source for source in sources if not (out / source.name / "done").exists()]
+    started = time.perf_counter() - seconds_spent(out)
     if todo:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             for _ in pool.imap_unordered(partial(_prepare_one, out=out), todo, chunksize=8):
                 pass
+        write_json_atomically(out / "seconds.json", time.perf_counter() - started)
     records = [json.loads((source / "record.json").read_text(encoding="utf-8")) for source in sources]
     groups = [str(record.get("twin_of") or source.name) for source, record in zip(sources, records, strict=True)]
     splits = split_of(groups)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from demo.data import LESION_CHANNELS, SPLITS, PreparedCase, write_json_atomically
+from demo.data import LESION_CHANNELS, SPLITS, PreparedCase, seconds_spent, write_json_atomically
 from VelvetMedLib.bundle.config import BundleConfig, LesionEntry
 from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
@@ -209,8 +209,7 @@ def encode_cases(
     assert model.fine is not None
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "seconds.json"
-    before = float(json.loads(clock.read_text(encoding="utf-8"))) if clock.exists() else 0.0
-    started = time.perf_counter() - before
+    started = time.perf_counter() - seconds_spent(folder)
     val = [case for case in cases if case.split == "val"]
     if not (folder / "thresholds.json").exists():
         with torch.inference_mode():
