@@ -15,4 +15,5 @@ class SpacingToken(nn.Module):
 
     def forward(self, view_spacing_mm: Tensor) -> Tensor:
         """Spacings must be positive; they are kept within 0.01 mm to 1 m."""
-        return self.mlp(torch.log(view_spacing_mm.float().clamp(0.01, 1000.0)))[:, None]
+        weight = next(self.mlp.parameters())
+        return self.mlp(torch.log(view_spacing_mm.float().clamp(0.01, 1000.0)).to(weight.dtype))[:, None]

@@ -114,6 +114,12 @@ class ReportTokenizer:
         """Rows that an embedding table needs."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
+    @property
+    def ordinary_ids(self) -> tuple[int, ...]:
+        """Ids of words and pieces of words: no special token, no row that BERT vocabularies keep unused."""
+        rows = self._tokenizer.get_vocab().items()
+        return tuple(sorted(n for token, n in rows if n not in self.special_ids and not re.fullmatch(r"\[unused\d+\]", token)))
+
     def id(self, token: str) -> int:
         """Raises KeyError for a token that the vocabulary does not have."""
         number = self._tokenizer.token_to_id(token)

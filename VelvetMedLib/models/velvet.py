@@ -112,22 +112,25 @@ class VelvetModel(nn.Module):
             out[level] = _unit(self.image_projection[level](cells.mean(dim=1) if level == "report" else cells))
         return out
 
-    def project_text(self, states: Tensor, layout: TextLayout) -> dict[str, Tensor]:
+    def project_text(self, states: Tensor, layout: TextLayout, levels: Sequence[Level] = LEVELS) -> dict[str, Tensor]:
         """Unit vectors from the states of the last text layer [B, L, W]: "report" [B, D], "sentence" [B, S, D],
         "word" [B, N, D], with "sentence_mask" [B, S] and "word_mask" [B, N]; vectors behind a mask are zero."""
+        if tuple(levels) == ("report",):  # the state of [CLS] is its entry: nothing to merge
+            return {"report": _unit(self.text_projection["report"](states[:, 0]))}
         read = self.tribert.read_out(states, layout)
-        return {
-            "report": _unit(self.text_projection["report"](read.report)),
-            "sentence": _unit(self.text_projection["sentence"](read.sentences)) * read.sentence_mask[..., None],
-            "sentence_mask": read.sentence_mask,
-            "word": _unit(self.text_projection["word"](read.words)) * read.word_mask[..., None],
-            "word_mask": read.word_mask,
-        }
+        units = {"sentence": (read.sentences, read.sentence_mask), "word": (read.words, read.word_mask)}
+        out: dict[str, Tensor] = {}
+        for level in levels:
+            if level == "report":
+                out[level] = _unit(self.text_projection[level](read.report))
+            else:
+                vectors, mask = units[level]
+                out |= {level: _unit(self.text_projection[level](vectors)) * mask[..., None], f"{level}_mask": mask}
+        return out
 
     def embed_text(self, layout: TextLayout) -> Tensor:
         """Report-level unit vectors [B, D] of laid-out texts; comparable with the reader's `study` and `project_image`'s "report"."""
-        states = self.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
-        return _unit(self.text_projection["report"](states[:, 0]))
+        return self.project_text(self.tribert.text(layout.ids, layout.type_ids, layout.pad_mask), layout, ["report"])["report"]
 
     def visual_tokens(self, features: GlobalFeatures) -> Tensor:
         """Tokens for `tribert.fuse`: the cells of the top map through the adapter, then the spacing token: [B, V, text width]."""
@@ -142,4 +145,5 @@ class VelvetModel(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.float(), dim=-1)
+    """In float32, or in float64 where the model is."""
+    return functional.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
