@@ -275,12 +275,11 @@ class WorkerClient:
 
     def _files_of(self, params: Mapping[str, Any]) -> list[Path]:
         folder = self._own.folder
-        volume = params.get("volume")
-        if folder is None or not isinstance(volume, Mapping) or "npy" not in volume:
+        if folder is None:
             return []
-        path = Path(str(volume["npy"]))
+        paths = [Path(str(value["npy"])) for value in params.values() if isinstance(value, Mapping) and "npy" in value]
         # Only what this client wrote itself is ever deleted by it.
-        return [path] if path.parent == folder.path else []
+        return [path for path in paths if path.parent == folder.path]
 
     def _on_line(self, slot: list[Child], line: bytes) -> None:
         with self._lock:
