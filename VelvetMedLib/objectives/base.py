@@ -58,7 +58,7 @@ Features: TypeAlias = Mapping[str, Any]
 class StudyBatch:
     """B items (a volume and its report) with all that encoders and objectives read of them. Dictionaries are keyed by feature key.
 
-    study: int64 [B], `keys.study_key` of the study; keys the noise, so it must not depend on epoch, rank or place.
+    study: int64 [B], `groups.study_key` of the study; keys the noise, so it must not depend on epoch, rank or place.
     group: int64 [B], `groups.close_groups` over the WHOLE cohort; equal = one another's positives, never negatives.
     images: encoder inputs [B, 1, X, Y, Z]. view_spacing_mm: [B, 3] of the global view.
     texts: layouts as the text encoder reads them; those of "text.masked_*" hold the masked ids.
