@@ -127,7 +127,7 @@ def test_a_second_result_hides_the_first_and_keeps_it(logic: Any, ct: Any, fake_
     assert [node.GetDisplayNode().GetVisibility() for node in segmentations] == [0, 1]
 
 
-def test_a_question_needs_an_analysis_of_this_session(logic: Any, ct: Any) -> None:
+def test_a_question_needs_an_analysis(logic: Any, ct: Any) -> None:
     from VelvetMedLib.errors import CaseError
 
     with pytest.raises(CaseError):
@@ -140,7 +140,7 @@ def test_an_answer_is_kept_with_the_scene(logic: Any, ct: Any, fake_worker: Any,
     fake_worker.say("result", case=str(make_case(Path(out))))
     logic.wait(5)
     logic.start_question("Is there a nodule?")
-    assert fake_worker.requests[1] == ("ask", {"case": out, "question": "Is there a nodule?"})
+    assert fake_worker.requests[1] == ("ask", {"case": out, "question": "Is there a nodule?", "bundle": "demo", "device": "cpu"})
     fake_worker.say("result", answer="yes", confidence=0.9, link=None)
     (update,) = logic.poll()
     assert update.kind == "answer" and update.answer.answer == "yes"

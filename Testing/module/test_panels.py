@@ -24,8 +24,8 @@ CARD = {
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
+    folder = tmp_path / "data" / "bundles" / "mine"
+    folder.mkdir(parents=True)
     (folder / "bundle.json").write_text(json.dumps(CARD), encoding="utf-8")
     return folder
 
@@ -40,10 +40,9 @@ def widget(
     from VelvetMedLib import __version__
 
     monkeypatch.setattr(logic_module.VelvetMedLogic, "_connect_worker", lambda self: fake_worker)
-    monkeypatch.setenv("VELVETMED_DATA", str(model_folder.parent / "none"))
+    monkeypatch.setenv("VELVETMED_DATA", str(model_folder.parents[1]))
     settings = Settings()
     settings.acknowledged_version = __version__
-    settings.model_folder = str(model_folder)
     opened, parent = host.open_widget(loaded_module)
     models = [entry for entry in opened.panels.analyze._models if entry.id == "mine"]
     opened.panels.analyze.set_models(models, "mine")

@@ -119,9 +119,9 @@ def test_everything_survives_saving_and_reloading_the_scene(
 ) -> None:
     import slicer
 
-    from VelvetMedCore.logic import Update
+    from VelvetMedCore.logic import Update, _Job
 
-    logic._job_volume_id = ct.GetID()
+    logic._finished = _Job(request_id=1, verb="analyze", volume_id=ct.GetID())
     logic.insert_result(Update(kind="result", folder=make_case()))
     before = logic.case()
     report = logic.nodes().report.GetText()
@@ -142,10 +142,10 @@ def test_everything_survives_saving_and_reloading_the_scene(
 
 
 def test_an_analysis_of_another_version_is_refused_in_words_and_its_nodes_stay(logic: Any, ct: Any, make_case: Callable[..., Path]) -> None:
-    from VelvetMedCore.logic import Update
+    from VelvetMedCore.logic import Update, _Job
     from VelvetMedLib.errors import CaseError
 
-    logic._job_volume_id = ct.GetID()
+    logic._finished = _Job(request_id=1, verb="analyze", volume_id=ct.GetID())
     nodes = logic.insert_result(Update(kind="result", folder=make_case()))
     nodes.case.SetText(nodes.case.GetText().replace('"schema_version":1', '"schema_version":99'))
     with pytest.raises(CaseError):

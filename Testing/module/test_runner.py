@@ -136,5 +136,5 @@ def test_models_are_listed_from_their_cards_and_damaged_ones_left_out(tmp_path: 
     ):
         (bundles / name).mkdir(parents=True)
         (bundles / name / "bundle.json").write_text(text, encoding="utf-8")
-    entries = list_models(tmp_path, own_folder=str(bundles / "demo"), environ={"VELVETMED_DATA": str(tmp_path / "none")})
+    entries = list_models(tmp_path, environ={"VELVETMED_DATA": str(tmp_path / "none")})
     assert [(entry.title, entry.licence, entry.training_data) for entry in entries] == [("demo 0.1", "Apache-2.0", "a; b")]

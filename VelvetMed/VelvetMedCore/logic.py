@@ -7,48 +7,72 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import slicer
+from slicer.i18n import tr as _
 
 from VelvetMedCore.library import library_root
+from VelvetMedCore.models import list_models
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
 from VelvetMedCore.protocols import WorkerConnection, WorkerEvent
 from VelvetMedCore.results import ResultNodes, case_from_text, case_to_text, insert_case
 from VelvetMedCore.runner import Surroundings, worker_command
 from VelvetMedCore.settings import Settings
-from VelvetMedCore.volumes import read_volume_node
-from VelvetMedLib.case import Answer, Case, Link, read_case, report_markdown
+from VelvetMedCore.volumes import instance_uids, read_volume_node
+from VelvetMedLib.case import Answer, Case, Link, read_case, report_markdown, write_case
+from VelvetMedLib.case.sources import write_sources
 from VelvetMedLib.errors import Cancelled, CaseError, VelvetMedError, WorkerError
 from VelvetMedLib.worker.client import WorkerClient, error_from
 
 LOG = logging.getLogger("VelvetMed")
+PARTS = ("segments", "findings", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What `poll` reports. progress: fraction, stage, seconds_left. result: folder. answer: answer. failed: error."""
+    """What `poll` reports. progress: fraction, stage, seconds_left. result: folder. answer: answer. failed: error.
 
-    kind: Literal["progress", "result", "answer", "failed", "cancelled"]
+    done: data, the worker's answer to a request of `start_request`. name: whose run it was (the verb, or the name it was given).
+    about: what `start_request` was given for the way back.
+    """
+
+    kind: Literal["progress", "result", "answer", "done", "failed", "cancelled"]
+    name: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
     fraction: float = 0.0
     stage: str = ""
     seconds_left: float | None = None
     folder: Path | None = None
     answer: Answer | None = None
+    about: Any = None
     error: VelvetMedError | None = None
 
 
 @dataclass(kw_only=True)
 class _Job:
     request_id: int
-    verb: Literal["analyze", "ask"]
-    folder: Path
+    verb: str
+    name: str = ""
+    folder: Path | None = None
     volume_id: str = ""
+    instance_uids: tuple[str, ...] = ()
     question: str = ""
+    model: str = ""
+    about: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """The Case folder behind the analysis in the scene. model: what to name as `bundle` in requests about it."""
+
+    case_node_id: str
+    folder: Path
+    model: str
 
 
 class VelvetMedLogic:
@@ -60,8 +84,8 @@ class VelvetMedLogic:
         self._worker: WorkerConnection | None = None
         self._job: _Job | None = None
         self._folders: list[Path] = []
-        self._case_folder: tuple[str, Path] | None = None
-        self._job_volume_id = ""
+        self._session: _Session | None = None
+        self._finished: _Job | None = None
 
     # the worker
 
@@ -81,35 +105,87 @@ class VelvetMedLogic:
         """Whether a job runs."""
         return self._job is not None
 
-    def start_analysis(self, volume_node: Any, *, model: str, style: str = "structured") -> None:
+    def start_analysis(self, volume_node: Any, *, model: str, style: str = "structured", parts: Sequence[str] = PARTS) -> None:
         """Hands the volume over and returns at once; what follows comes from `poll`. Raises VelvetMedError."""
         self._refuse_a_second_job()
         voxels_kji, ijk_to_ras = read_volume_node(volume_node)
         worker = self._running_worker()
-        folder = Path(tempfile.mkdtemp(prefix="velvetmed-", dir=slicer.app.temporaryPath))
-        self._folders.append(folder)
+        folder = self._new_folder()
         params = {
             "volume": worker.put_volume(voxels_kji, ijk_to_ras),
             "bundle": model,
-            "out": str(folder / "case"),
+            "device": self.settings.device,
+            "out": str(folder),
             "style": style,
+            "parts": list(parts),
         }
-        request_id = worker.request("analyze", params)
-        self._job = _Job(request_id=request_id, verb="analyze", folder=folder / "case", volume_id=volume_node.GetID())
+        self._job = _Job(
+            request_id=worker.request("analyze", params),
+            verb="analyze",
+            folder=folder,
+            volume_id=volume_node.GetID(),
+            instance_uids=instance_uids(volume_node),
+            model=model,
+        )
 
     def start_question(self, question: str) -> None:
         """Asks about the analysis in the scene. Raises VelvetMedError."""
         self._refuse_a_second_job()
-        folder = self._folder_of_case()
-        if folder is None:
+        params = {"case": str(self.case_folder()), "question": question, **self.model_params()}
+        self._job = _Job(request_id=self._running_worker().request("ask", params), verb="ask", question=question)
+
+    def start_request(self, verb: str, params: Mapping[str, Any], *, name: str = "", about: Any = None) -> None:
+        """Any other request; its answer comes as an update of kind done, with `name` (the verb by default) and `about`.
+
+        Raises VelvetMedError.
+        """
+        self._refuse_a_second_job()
+        self._job = _Job(request_id=self._running_worker().request(verb, dict(params)), verb=verb, name=name, about=about)
+
+    def hand_over(self, volume_node: Any) -> dict[str, Any]:
+        """The `volume` parameter of a request about a volume node. Raises VelvetMedError."""
+        self._refuse_a_second_job()
+        voxels_kji, ijk_to_ras = read_volume_node(volume_node)
+        return self._running_worker().put_volume(voxels_kji, ijk_to_ras)
+
+    def model_params(self) -> dict[str, Any]:
+        """`bundle` and `device` of a request about the analysis in the scene: the model that made it."""
+        case, session = self.case(), self._session
+        if session is not None and session.model and self._is_current(session):
+            model = session.model
+        else:
+            known = {entry.id: str(entry.folder) for entry in list_models(library_root())}
+            model = known.get(case.model.id, "") if case is not None else ""
+        return {"device": self.settings.device, **({"bundle": model} if model else {})}
+
+    def case_folder(self) -> Path:
+        """The Case folder of the analysis in the scene. After a scene was loaded it is made anew, without voxels and encoding.
+
+        Raises CaseError where there is no analysis.
+        """
+        session, case, node = self._session, self.case(), self.nodes().case
+        if session is not None and self._is_current(session) and session.folder.is_dir():
+            return session.folder
+        if case is None or node is None:
             raise CaseError(
-                "There is no analysis of this session to ask about.",
-                found="no analysis, or one from a saved scene",
-                expected="an analysis made since Slicer was started",
-                next_step="Press Apply first, then ask.",
+                _("There is no analysis to ask about."),
+                found=_("no analysis in the scene"),
+                expected=_("an analysed volume"),
+                next_step=_("Press Apply first."),
             )
-        request_id = self._running_worker().request("ask", {"case": str(folder), "question": question})
-        self._job = _Job(request_id=request_id, verb="ask", folder=folder, question=question)
+        folder = self._new_folder()
+        write_case(folder, case)
+        self._session = _Session(case_node_id=node.GetID(), folder=folder, model="")
+        return folder
+
+    def _is_current(self, session: _Session) -> bool:
+        node = self.nodes().case
+        return node is not None and node.GetID() == session.case_node_id
+
+    def _new_folder(self) -> Path:
+        parent = Path(tempfile.mkdtemp(prefix="velvetmed-", dir=slicer.app.temporaryPath))
+        self._folders.append(parent)
+        return parent / "case"
 
     def cancel(self) -> None:
         """Asks the running job to stop; the end comes from `poll`. The scene stays as it was."""
@@ -119,7 +195,7 @@ class VelvetMedLogic:
     def stop(self) -> None:
         """Ends the job and the worker with everything it started, at once, and forgets the session's Case folders."""
         self.drop_worker()
-        self._case_folder = None
+        self._session = None
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._folders = []
@@ -151,24 +227,28 @@ class VelvetMedLogic:
         if job is None or event.request_id != job.request_id:
             LOG.info("A %s of an earlier request was dropped.", event.kind)
             return None
+        name = job.name or job.verb
         if event.kind == "progress":
             return Update(
                 kind="progress",
+                name=name,
                 fraction=float(event.data.get("fraction", 0.0)),
                 stage=str(event.data.get("stage", "")),
                 seconds_left=event.data.get("seconds_left"),
             )
         self._job = None
         if event.kind == "result" and job.verb == "analyze":
-            self._job_volume_id = job.volume_id
-            return Update(kind="result", folder=Path(event.data.get("case", job.folder)))
-        if event.kind == "result":
+            self._finished = job
+            return Update(kind="result", name=name, folder=Path(event.data.get("case") or job.folder or ""))
+        if event.kind == "result" and job.verb == "ask":
             return self._answered(job, event.data)
+        if event.kind == "result":
+            return Update(kind="done", name=name, data=event.data, about=job.about)
         error = error_from(event.data)
         if isinstance(error, Cancelled):
-            return Update(kind="cancelled")
+            return Update(kind="cancelled", name=name, about=job.about)
         _attach_last_lines(error, event.data.get("stderr"))
-        return Update(kind="failed", error=error)
+        return Update(kind="failed", name=name, about=job.about, error=error)
 
     def _answered(self, job: _Job, data: dict[str, Any]) -> Update:
         link = data.get("link")
@@ -184,7 +264,7 @@ class VelvetMedLogic:
         node = self.nodes().case
         if case is not None and node is not None:
             node.SetText(case_to_text(replace(case, answers=(*case.answers, answer))))
-        return Update(kind="answer", answer=answer)
+        return Update(kind="answer", name=job.verb, answer=answer)
 
     def wait(self, timeout_s: float = 600.0) -> list[Update]:
         """Waits for the running job and puts its result into the scene: for scripts and tests, never for a GUI."""
@@ -194,10 +274,10 @@ class VelvetMedLogic:
             if time.monotonic() > deadline:
                 self.stop()
                 raise WorkerError(
-                    "The worker did not finish in time.",
-                    found=f"no result after {timeout_s:g} s",
-                    expected="a result",
-                    next_step="Start it again with more time.",
+                    _("The worker did not finish in time."),
+                    found=_("no result after {seconds:g} s").format(seconds=timeout_s),
+                    expected=_("a result"),
+                    next_step=_("Start it again with more time."),
                 )
             for update in self.poll():
                 if update.kind == "failed" and update.error is not None:
@@ -211,10 +291,10 @@ class VelvetMedLogic:
     def _refuse_a_second_job(self) -> None:
         if self.busy:
             raise WorkerError(
-                "Another run is still going.",
-                found="a run that has not ended",
-                expected="one run at a time",
-                next_step="Wait for it, or press Cancel.",
+                _("Another run is still going."),
+                found=_("a run that has not ended"),
+                expected=_("one run at a time"),
+                next_step=_("Wait for it, or press Cancel."),
             )
 
     # the scene
@@ -223,8 +303,11 @@ class VelvetMedLogic:
         """Puts a finished analysis into the scene, all of it or nothing, and points the parameter node at it."""
         if update.folder is None:
             raise ValueError("only a result carries a folder")
+        job = self._finished or _Job(request_id=0, verb="analyze")
+        if job.instance_uids:
+            write_sources(update.folder, job.instance_uids)
         case = read_case(update.folder)
-        volume_node = slicer.mrmlScene.GetNodeByID(self._job_volume_id)
+        volume_node = slicer.mrmlScene.GetNodeByID(job.volume_id)
         before = self.nodes().segmentation
         nodes = insert_case(case, update.folder, volume_node)
         if before is not None and before.GetDisplayNode() is not None:
@@ -234,14 +317,14 @@ class VelvetMedLogic:
             node,
             replace(
                 read_parameters(node),
-                inputVolume=self._job_volume_id if volume_node is not None else None,
+                inputVolume=job.volume_id if volume_node is not None else None,
                 segmentation=nodes.segmentation.GetID(),
                 findings=nodes.findings.GetID(),
                 report=nodes.report.GetID(),
                 case=nodes.case.GetID(),
             ),
         )
-        self._case_folder = (nodes.case.GetID(), update.folder)
+        self._session = _Session(case_node_id=nodes.case.GetID(), folder=update.folder, model=job.model)
         return nodes
 
     def nodes(self) -> ResultNodes:
@@ -259,13 +342,6 @@ class VelvetMedLogic:
         """The draft report, disclaimer first; empty without an analysis."""
         case = self.case()
         return report_markdown(case) if case is not None else ""
-
-    def _folder_of_case(self) -> Path | None:
-        node = self.nodes().case
-        if node is None or self._case_folder is None:
-            return None
-        identifier, folder = self._case_folder
-        return folder if identifier == node.GetID() and folder.is_dir() else None
 
 
 def _attach_last_lines(error: VelvetMedError, lines: Any) -> None:

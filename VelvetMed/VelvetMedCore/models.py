@@ -42,14 +42,12 @@ def read_entry(folder: Path) -> ModelEntry | None:
     return ModelEntry(id=str(data["id"]), folder=folder, **texts)
 
 
-def list_models(root: Path, *, own_folder: str = "", environ: Mapping[str, str] = os.environ) -> list[ModelEntry]:
-    """Shipped models first, then added ones, then the folder the user named."""
+def list_models(root: Path, *, environ: Mapping[str, str] = os.environ) -> list[ModelEntry]:
+    """Shipped models first, then added ones."""
     folders: list[Path] = []
     for parent in (root / "VelvetMedLib" / "assets" / "bundles", added_models_folder(environ)):
         if parent.is_dir():
             folders += sorted(child for child in parent.iterdir() if child.is_dir())
-    if own_folder:
-        folders.append(Path(own_folder))
     entries = [entry for entry in map(read_entry, folders) if entry is not None]
     return list({entry.folder.resolve(): entry for entry in entries}.values())
 

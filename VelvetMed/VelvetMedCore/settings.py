@@ -1,4 +1,4 @@
-"""What is remembered between sessions on this computer: the acknowledgement, the Python and the model folder. No token, no PHI."""
+"""What is remembered between sessions on this computer: the acknowledgement, the Python and the device. No token, no PHI."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Settings:
         self._set("Python", value)
 
     @property
-    def model_folder(self) -> str:
-        """A bundle folder of the user's, beside the shipped and added models."""
-        return self._get("ModelFolder")
+    def device(self) -> str:
+        """Where the model computes: "cpu" or "cuda"."""
+        return "cuda" if self._get("Device") == "cuda" else "cpu"
 
-    @model_folder.setter
-    def model_folder(self, value: str) -> None:
-        self._set("ModelFolder", value)
+    @device.setter
+    def device(self, value: str) -> None:
+        self._set("Device", value)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
+from VelvetMedLib.case.sources import is_uid
 from VelvetMedLib.errors import ScanError
 
 if TYPE_CHECKING:
     from VelvetMedLib.shapes import Affine, ArrayKJI
 
-NEXT_STEP = "Choose a scalar CT volume."
+MOST_INSTANCES = 100_000
 
 
 def read_volume_node(node: Any) -> tuple[ArrayKJI, Affine]:
@@ -38,6 +40,12 @@ def as_hounsfield(voxels_kji: ArrayKJI) -> ArrayKJI:
     return voxels_kji.astype(np.float32)
 
 
+def instance_uids(node: Any) -> tuple[str, ...]:
+    """UIDs of the DICOM instances that a volume was loaded from; empty for any other. Nothing else of the DICOM is looked at."""
+    text = node.GetAttribute("DICOM.instanceUIDs") or ""
+    return tuple(uid for uid in text.split()[:MOST_INSTANCES] if is_uid(uid))
+
+
 def _hardened(node: Any) -> Any:
     """A copy outside the scene, sharing the voxels, to which the parent transform is applied (resampled if it bends)."""
     parent = node.GetParentTransformNode()
@@ -57,31 +65,33 @@ def _hardened(node: Any) -> Any:
 
 def _refuse_what_is_not_one_volume(node: Any) -> None:
     if node is None:
-        raise ScanError("No volume is chosen.", found="nothing", expected="a CT volume", next_step="Load a CT and choose it.")
+        raise ScanError(_("No volume is chosen."), found=_("nothing"), expected=_("a CT volume"), next_step=_("Load a CT and choose it."))
     kind = _unsuitable_kind(node)
     if kind:
-        raise ScanError("This volume cannot be analysed.", found=kind, expected="one scalar CT volume", next_step=NEXT_STEP)
+        raise ScanError(
+            _("This volume cannot be analysed."), found=kind, expected=_("one scalar CT volume"), next_step=_("Choose a scalar CT volume.")
+        )
     if node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
         raise ScanError(
-            "This volume is empty.",
-            found="a volume node without voxels",
-            expected="a CT volume with voxels",
-            next_step="Load the scan again.",
+            _("This volume is empty."),
+            found=_("a volume node without voxels"),
+            expected=_("a CT volume with voxels"),
+            next_step=_("Load the scan again."),
         )
 
 
 def _unsuitable_kind(node: Any) -> str:
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
-        return "a label map"
+        return _("a label map")
     if node.IsA("vtkMRMLSequenceNode") or _is_sequence_frame(node):
-        return "a sequence of volumes over time (4D)"
+        return _("a sequence of volumes over time (4D)")
     if node.IsA("vtkMRMLVectorVolumeNode") or node.IsA("vtkMRMLTensorVolumeNode") or node.IsA("vtkMRMLMultiVolumeNode"):
-        return "a volume with several values in each voxel"
+        return _("a volume with several values in each voxel")
     if not node.IsA("vtkMRMLScalarVolumeNode"):
-        return "something that is not a volume"
+        return _("something that is not a volume")
     image = node.GetImageData()
     if image is not None and image.GetNumberOfScalarComponents() != 1:
-        return "a volume with several values in each voxel"
+        return _("a volume with several values in each voxel")
     return ""
 
 

@@ -181,7 +181,7 @@ class Board:
         self.segments.show_case(case, self.logic.nodes().segmentation if case is not None else None)
 
     def _fill_models(self, chosen: str) -> None:
-        models = list_models(library_root(), own_folder=self.logic.settings.model_folder)
+        models = list_models(library_root())
         self.analyze.set_models(models, chosen)
         self.analyze.allow(self.setup.acknowledged)
         self.setup.show_model(self.analyze.model)

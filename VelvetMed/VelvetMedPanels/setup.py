@@ -28,11 +28,9 @@ class SetupPanel:
         self.packages = WorkerPackages(MODULE_FOLDER / "Resources" / "requirements.txt")
         self.ui.pythonSelector.setCurrentIndex(OWN_PYTHON if settings.own_python else SLICER_PYTHON)
         self.ui.pythonPath.currentPath = settings.own_python
-        self.ui.modelFolder.currentPath = settings.model_folder
         self.ui.acknowledgeButton.connect("clicked(bool)", self.acknowledge)
         self.ui.pythonSelector.connect("currentIndexChanged(int)", self.on_python)
         self.ui.pythonPath.connect("currentPathChanged(QString)", self.on_python)
-        self.ui.modelFolder.connect("currentPathChanged(QString)", self.on_model_folder)
         self.ui.installButton.connect("clicked(bool)", self.install)
         self.refresh()
 
@@ -50,10 +48,6 @@ class SetupPanel:
         own = self.ui.pythonSelector.currentIndex == OWN_PYTHON
         self._settings.own_python = self.ui.pythonPath.currentPath if own else ""
         self.refresh()
-        self._changed()
-
-    def on_model_folder(self) -> None:
-        self._settings.model_folder = self.ui.modelFolder.currentPath
         self._changed()
 
     def install(self) -> None:
