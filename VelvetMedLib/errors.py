@@ -63,6 +63,12 @@ class IndexMismatchError(VelvetMedError):
     code = "index"
 
 
+class TrainingError(VelvetMedError):
+    """A training cannot start, go on or be taken up again: its data, its run folder or its losses are not what they must be."""
+
+    code = "training"
+
+
 class UsageError(VelvetMedError):
     """Command-line words or options that cannot be carried out."""
 

@@ -1,0 +1,201 @@
+"""VELVET-Med (arXiv 2508.12108): which encoders, views and objectives, and every switch of its ablation grid, as plain settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from VelvetMedLib.models.config import Settings
+from VelvetMedLib.models.swin import SwinConfig
+from VelvetMedLib.models.tribert import TriBertConfig
+from VelvetMedLib.models.velvet import LEVELS, Level, ModelConfig
+from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
+
+VISION: dict[str, SwinConfig] = {
+    "Sv": SwinConfig(embed_dim=48, depths=(2, 8, 8, 8), heads=(4, 8, 16, 32), window=7),
+    "Tv": SwinConfig(embed_dim=48, depths=(2, 2, 2, 2), heads=(3, 6, 12, 24), window=7),
+    "Bv": SwinConfig(embed_dim=96, depths=(2, 8, 8, 8), heads=(4, 8, 16, 32), window=7),
+    "tiny": SwinConfig(embed_dim=16, depths=(1, 2, 2, 2), heads=(2, 4, 8, 16), window=4),
+    "micro": SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), window=2),
+}
+"""Vision encoders by the suffix of the published configurations; "tiny" for two CPU cores, "micro" for tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSize(Settings):
+    """Numbers of TriBERT that a size name stands for."""
+
+    width: int
+    heads: int
+    ffn: int
+    text_layers: int
+    fusion_layers: int
+    dropout: float = 0.1
+
+
+TEXT: dict[str, TextSize] = {
+    "Bt": TextSize(width=768, heads=12, ffn=3072, text_layers=12, fusion_layers=6),
+    "St": TextSize(width=768, heads=12, ffn=3072, text_layers=6, fusion_layers=6),
+    "tiny": TextSize(width=192, heads=4, ffn=512, text_layers=3, fusion_layers=1),
+    "micro": TextSize(width=32, heads=2, ffn=64, text_layers=1, fusion_layers=1),
+}
+"""Text encoders by the suffix of the published configurations. Bt, St: 12 and 6 text layers, 6 fusion layers."""
+
+ITC: dict[str, tuple[Level, ...]] = {
+    "none": (),
+    "top": ("report",),
+    "topmid": ("report", "sentence"),
+    "topbot": ("report", "word"),
+    "all": LEVELS,
+}
+"""Levels of image-text contrast by the name of the published configurations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Settings):
+    """Weight of each group of losses in the sum (all 1 in the published setting)."""
+
+    report: float = 1.0
+    sentence: float = 1.0
+    word: float = 1.0
+    match: float = 1.0
+    masked_mm: float = 1.0
+    masked_uni: float = 1.0
+    vision: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VelvetRecipe(Settings):
+    """Every number of a VELVET-Med pre-training (methods.md 2).
+
+    vision_size, text_size: names in `VISION` and `TEXT`; text_dropout: None = the size's own. projection_dim: of the common
+    spaces. itc: levels of contrast. mm: matching and masked language with the image. vis: rotation, restoration and two-view
+    contrast of crops. txt: masked language without the image. agg: how word and sentence scores are summed, "sum" as
+    published or "mean". local_attention: "published", "skip_text_softmax" or "local_tau" (with that temperature).
+    label_smoothing: of the report level. sentence_tokens: [SEN_i] before each sentence. spacing_token: the millimetres of
+    the global view as one more visual token. word_merge: how a word's pieces become one.
+    """
+
+    name: str = "velvet"
+    vision_size: str = "Sv"
+    text_size: str = "Bt"
+    text_dropout: float | None = None
+    projection_dim: int = 512
+    itc: str = "all"
+    mm: bool = True
+    vis: bool = True
+    txt: bool = True
+    agg: str = "sum"
+    local_attention: str = "published"
+    local_tau: float = 0.1
+    label_smoothing: float = 0.1
+    sentence_tokens: bool = True
+    spacing_token: bool = True
+    word_merge: str = "sum"
+    weights: Weights = field(default_factory=Weights)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    reports: ReportSettings = field(default_factory=ReportSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+
+    def __post_init__(self) -> None:
+        for name, choices in (("vision_size", VISION), ("text_size", TEXT), ("itc", ITC)):
+            self.require(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+        self.require(self.agg in ("sum", "mean"), "agg", '"sum" or "mean"')
+        kinds = ("published", "skip_text_softmax", "local_tau")
+        self.require(self.local_attention in kinds, "local_attention", " or ".join(f'"{k}"' for k in kinds))
+        self.require(self.local_tau > 0, "local_tau", "more than 0")
+        self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more, less than 1")
+        self.require(self.word_merge in ("sum", "mean"), "word_merge", '"sum" or "mean"')
+        self.require(self.itc != "none" or self.mm or self.vis or self.txt, "itc", "contrast, or one of mm, vis and txt")
+        self.require(not self.mm or "report" in self.levels, "mm", "an itc with the report level: matching draws its negatives from it")
+        exact = self.loop.micro_batches == 1 or self.loop.cached_gradients or self.loop.inexact_contrast
+        self.require(
+            exact or not (self.levels or self.vis),
+            "loop",
+            "loop.cached_gradients=true: contrast sees the whole batch; or loop.inexact_contrast=true: it need not",
+        )
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels at which image and text are aligned."""
+        return ITC[self.itc]
+
+    @property
+    def key(self) -> str:
+        """The name that the published configurations would give this setting."""
+        parts = ["visiontext" if self.itc != "none" else "uni", *([f"{self.itc}itc"] if self.itc != "none" else [])]
+        parts += [name for on, name in ((self.mm, "mmssl"), (self.vis, "visssl"), (self.txt, "txtssl")) if on]
+        return "_".join([*parts, self.text_size + self.vision_size])
+
+    def swin(self) -> SwinConfig:
+        return VISION[self.vision_size]
+
+    def tribert(self, vocab_size: int) -> TriBertConfig:
+        """Fusion layers are there only for what fuses."""
+        size, swin = TEXT[self.text_size], self.swin()
+        return TriBertConfig(
+            vocab_size=vocab_size,
+            width=size.width,
+            heads=size.heads,
+            ffn=size.ffn,
+            text_layers=size.text_layers,
+            fusion_layers=size.fusion_layers if self.mm else 0,
+            positions=self.reports.max_tokens,
+            max_sentences=self.reports.max_sentences,
+            visual_width=swin.widths[4],
+            dropout=size.dropout if self.text_dropout is None else self.text_dropout,
+            word_merge=self.word_merge,
+        )
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The architecture of the encoders, as a bundle stores it."""
+        return ModelConfig(
+            swin=self.swin(),
+            tribert=self.tribert(vocab_size),
+            projection_dim=self.projection_dim,
+            spacing_token=self.spacing_token,
+        )
+
+    def with_(self, **changes: Any) -> VelvetRecipe:
+        """A copy with some settings changed."""
+        return replace(self, **changes)
+
+
+def paper() -> VelvetRecipe:
+    """The published setting: everything on, Bt and Sv, 96 voxels, batch 10 per process, no warm-up and no clipping as published.
+
+    Ours where the published code slips (methods.md 2.5, 2.8): no decay on norms, warm-up 2 %, clipping at 1.
+    """
+    return VelvetRecipe(loop=LoopSettings(batch=10, recompute_activations=True, readers=4))
+
+
+def tiny() -> VelvetRecipe:
+    """For two CPU cores: 64-voxel global views and 32-voxel crops at 4 mm, small encoders, mean aggregation."""
+    return VelvetRecipe(
+        vision_size="tiny",
+        text_size="tiny",
+        projection_dim=128,
+        agg="mean",
+        views=ViewSettings(global_voxels=64, local_voxels=32, fine_spacing_mm=(4.0, 4.0, 4.0)),
+        reports=ReportSettings(max_tokens=256),
+        optimiser=OptimiserSettings(learning_rate=5e-4, last_rate=5e-6, weight_decay=0.02, warmup_share=0.05),
+        loop=LoopSettings(batch=16, readers=1, save_every=50, validate_every=100),
+    )
+
+
+def micro() -> VelvetRecipe:
+    """For tests: a step takes a fraction of a second on one thread. Nothing can be learnt from it but whether the engine works."""
+    return VelvetRecipe(
+        vision_size="micro",
+        text_size="micro",
+        projection_dim=16,
+        agg="mean",
+        views=ViewSettings(global_voxels=32, local_voxels=32, fine_spacing_mm=(12.0, 12.0, 12.0)),
+        reports=ReportSettings(max_tokens=64, max_sentences=12),
+        optimiser=OptimiserSettings(learning_rate=1e-3, last_rate=1e-5, warmup_share=0.1),
+        loop=LoopSettings(batch=4, precision="fp32", save_every=2, validate_every=4, log_every=1),
+    )
+
+
+PRESETS = {"paper": paper, "tiny": tiny, "micro": micro}
