@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from VelvetMedLib.tasks.indexing import index_folder, search
     from VelvetMedLib.tasks.report import draft_report
     from VelvetMedLib.tasks.retrieval import Hit, Index, build_index
+    from VelvetMedLib.tasks.revision import Revised, revise
 
 _PLACES = {
     "Analysis": "analysis", "analyze": "analysis", "ask": "analysis", "case_encoding": "analysis", "run_analysis": "analysis",
     "encode": "encoder", "forget_encodings": "encoder", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
     "find": "findings", "Grounding": "grounding", "ground": "grounding", "index_folder": "indexing", "search": "indexing",
+    "Revised": "revision", "revise": "revision",
     "draft_report": "report", "Hit": "retrieval", "Index": "retrieval", "build_index": "retrieval",
 }  # fmt: skip
 
 __all__ = [
-    "Analysis", "Encoding", "Grounding", "Hit", "Index", "analyze", "ask", "build_index", "case_encoding", "draft_report", "encode", "find",
-    "forget_encodings", "ground", "index_folder", "load_encoding", "run_analysis", "save_encoding", "search",
+    "Analysis", "Encoding", "Grounding", "Hit", "Index", "Revised", "analyze", "ask", "build_index", "case_encoding", "draft_report",
+    "encode", "find", "forget_encodings", "ground", "index_folder", "load_encoding", "revise", "run_analysis", "save_encoding", "search",
 ]  # fmt: skip
 
 

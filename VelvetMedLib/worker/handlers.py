@@ -95,6 +95,9 @@ class Session:
         return {"findings": self._case_of(params, context).findings}
 
     def report(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        """The draft; with `labels` and `edited`, findings and draft as they are after a person has edited those segments."""
+        if "labels" in params:
+            return self._revised(params, context)
         case = self._case_of(params, context)
         return {"disclaimer": case.disclaimer, "report": case.report}
 
@@ -158,6 +161,20 @@ class Session:
             cancel=context.cancel,
         )
         return {"count": made.count, "skipped": list(made.skipped)}
+
+    def _revised(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        from VelvetMedLib import tasks
+
+        labels_kji, _ = read_volume(params["labels"])
+        volume = volume_of(params)
+        edited = [int(label) for label in _need(params, "report", "edited")]
+        if labels_kji.shape != volume.voxels_kji.shape or labels_kji.dtype != np.uint8:
+            raise _unreadable(f"labels of shape {labels_kji.shape} and type {labels_kji.dtype}")
+        context.progress(0.0, "loading the model")
+        bundle = self.bundle(params)
+        style = str(params.get("style", "structured"))
+        done = tasks.revise(volume, labels_kji, edited, bundle, style=style, progress=context.progress, cancel=context.cancel)
+        return {"findings": done.findings, "report": done.report}
 
     def _case_of(self, params: dict[str, Any], context: Context) -> Case:
         """The Case that the request names, or a new analysis of its volume (nothing is computed twice)."""
