@@ -3,10 +3,13 @@
 set(MODULE_PYTHON_SCRIPTS
   "VelvetMed.py"
   "VelvetMedCore/__init__.py"
+  "VelvetMedCore/callipers.py"
+  "VelvetMedCore/errands.py"
   "VelvetMedCore/library.py"
   "VelvetMedCore/logic.py"
   "VelvetMedCore/models.py"
   "VelvetMedCore/navigation.py"
+  "VelvetMedCore/overlays.py"
   "VelvetMedCore/packages.py"
   "VelvetMedCore/parameters.py"
   "VelvetMedCore/protocols.py"
@@ -15,6 +18,7 @@ set(MODULE_PYTHON_SCRIPTS
   "VelvetMedCore/sample.py"
   "VelvetMedCore/settings.py"
   "VelvetMedCore/volumes.py"
+  "VelvetMedCore/windows.py"
   "VelvetMedPanels/__init__.py"
   "VelvetMedPanels/analyze.py"
   "VelvetMedPanels/ask.py"
@@ -24,6 +28,7 @@ set(MODULE_PYTHON_SCRIPTS
   "VelvetMedPanels/report.py"
   "VelvetMedPanels/segments.py"
   "VelvetMedPanels/setup.py"
+  "VelvetMedPanels/viewing.py"
   )
 
 set(MODULE_PYTHON_RESOURCES

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -94,9 +95,10 @@ class _Gather(torch.autograd.Function):
         return _gathered(x, ctx.shapes, context.group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         context: ProcessGroupContext = ctx.context
-        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=context.group)
         first = sum(shape[0] for shape in ctx.shapes[: context.rank])
         mine = ctx.shapes[context.rank]
