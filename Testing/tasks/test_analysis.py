@@ -48,9 +48,13 @@ def test_the_segmentation_lies_on_the_scans_own_grid_and_its_volumes_are_those_o
     labels, grid = read_segmentation(case_folder)
     assert grid.equals(body.grid)
     case = read_case(case_folder)
-    assert {s.label for s in case.segments} == set(np.unique(labels)) - {0}
-    for segment in case.segments:
-        assert segment.volume_ml == pytest.approx((labels == segment.label).sum() * 0.125)
+    assert {s.label for s in case.segments} >= set(np.unique(labels)) - {0}
+    shown_ml = {s.label: float((labels == s.label).sum() * 0.125) for s in case.segments}
+    organs, lesions = ([s for s in case.segments if s.kind == kind] for kind in ("organ", "lesion"))
+    assert lesions and all(s.volume_ml == pytest.approx(shown_ml[s.label]) for s in lesions)
+    # An organ includes what the map shows as a lesion in it.
+    hidden_ml = [s.volume_ml - shown_ml[s.label] for s in organs]
+    assert min(hidden_ml) >= -1e-6 and 0 < sum(hidden_ml) <= sum(s.volume_ml for s in lesions) + 1e-6
 
 
 @pytest.mark.parametrize("kind", ["left-handed", "permuted", "oblique"])
@@ -186,3 +190,21 @@ def test_a_folder_is_indexed_and_searched_by_text_case_and_scan(
     assert [h.id for h in by_scan] == [read_case(case_folder).id]
     with pytest.raises(UsageError, match="one query"):
         tasks.search(tmp_path / "index", random_bundle)
+
+
+def test_a_scan_whose_licence_asks_for_it_is_named_in_the_case_and_on_its_page(
+    body: Any, random_bundle: Any, case_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from VelvetMedLib.case import attribution
+    from VelvetMedLib.exports.pages import case_page
+    from VelvetMedLib.exports.view import case_view
+
+    assert "attribution" not in read_case(case_folder).run
+    found = attribution.values_sha256(body.voxels_kji)
+    sizes = tuple(sorted(body.shape_kji))
+    monkeypatch.setattr(attribution, "KNOWN_SCANS", (attribution.KnownScan(sizes, found, "Scan by the tests, CC BY 3.0."),))
+    case = tasks.run_analysis(body, random_bundle).case
+    assert case.run["attribution"] == "Scan by the tests, CC BY 3.0."
+    assert case.model.training_data == random_bundle.config.training_data
+    page = case_page(case_view(case), None, None)
+    assert "Scan by the tests, CC BY 3.0." in page and "none: random weights for tests" in page

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from html import unescape
 from typing import Any
 
 import numpy as np
 import pytest
 
 from VelvetMedLib.bundle import load_bundle
+from VelvetMedLib.cohorts.sample import ATTRIBUTION
 from VelvetMedLib.ct import read, read_labels, resample_labels
+from VelvetMedLib.exports.pages import case_page
+from VelvetMedLib.exports.view import case_view
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks import run_analysis
 
@@ -30,6 +34,14 @@ def test_dicom_and_nifti_of_one_scan_give_the_same_case(both: tuple[Any, Any]) -
     volumes = [{s.name: s.volume_ml for s in done.case.segments} for done in (a, b)]
     assert volumes[0].keys() == volumes[1].keys()
     assert all(volumes[0][name] == pytest.approx(volumes[1][name], rel=1e-3) for name in volumes[0])
+
+
+def test_both_forms_carry_the_line_that_the_scans_licence_asks_for_and_the_page_shows_it(both: tuple[Any, Any]) -> None:
+    for _, done in both:
+        assert done.case.run["attribution"] == ATTRIBUTION
+        page = unescape(case_page(case_view(done.case), None, None))
+        assert ATTRIBUTION in page and "CC BY 3.0" in ATTRIBUTION
+        assert done.case.model.training_data in page and "LIDC-IDRI-0001" in done.case.model.training_data
 
 
 def test_the_large_organs_of_the_sample_are_found_on_its_own_grid(both: tuple[Any, Any], sample: Any) -> None:

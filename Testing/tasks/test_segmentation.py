@@ -116,3 +116,26 @@ def test_a_scan_without_any_organ_gives_an_empty_map(make_fine: Any):
     fine.organs_xyz[:] = 0
     labels = organ_labels(fine, fine.grid)
     assert not labels.any() and segments_of(labels, np.ascontiguousarray(fine.hu_kji), fine.grid) == ()
+
+
+def test_an_organ_includes_the_lesions_in_it(make_fine: Any):
+    fine = make_fine({"liver_lesion": [((36, 42), (20, 26), (12, 18))], "pleural_effusion": [((0, 4), (0, 4), (0, 4))]})
+    fine.hu_xyz[36:42, 20:26, 12:18] = 10
+    organs = organ_labels(fine, fine.grid)
+    shown = overlay_lesions(organs.copy(), fine, fine.grid, {5, 11}, [0.5] * 17)
+    hu = np.ascontiguousarray(fine.hu_kji)
+    segments = {s.name: s for s in segments_of(shown, hu, fine.grid, organs_kji=organs)}
+    liver, alone = segments["liver"], {s.name: s for s in segments_of(organs, hu, fine.grid)}["liver"]
+    assert liver == alone and liver.volume_ml == pytest.approx(24 * 24 * 22 * 0.064)
+    assert liver.mean_hu == pytest.approx(hu[organs == 4].mean()) and liver.mean_hu < 110
+    assert (shown == 4).sum() == 24 * 24 * 22 - 216
+    assert segments["liver_lesion"].volume_ml == pytest.approx(216 * 0.064) and segments["liver_lesion"].mean_hu == 10
+    assert segments["pleural_effusion"].volume_ml == pytest.approx(64 * 0.064), "what lies outside every organ is measured too"
+
+
+def test_an_organ_that_a_lesion_covers_wholly_keeps_its_measurements(make_fine: Any):
+    fine = make_fine({"renal_cyst": [((36, 42), (4, 12), (4, 20))]})
+    organs = organ_labels(fine, fine.grid)
+    shown = overlay_lesions(organs.copy(), fine, fine.grid, {12}, [0.5] * 17)
+    kidney = {s.name: s for s in segments_of(shown, np.ascontiguousarray(fine.hu_kji), fine.grid, organs_kji=organs)}["kidney_right"]
+    assert not (shown == kidney.label).any() and kidney.volume_ml == pytest.approx(6 * 8 * 16 * 0.064)

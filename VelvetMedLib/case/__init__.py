@@ -1,5 +1,6 @@
 """The Case folder: what an analysis found, how it is measured, written, read and checked. Standard library, numpy, SimpleITK."""
 
+from VelvetMedLib.case.attribution import attribution_of
 from VelvetMedLib.case.markdown import report_markdown
 from VelvetMedLib.case.schema import (
     SCHEMA_VERSION,
@@ -9,6 +10,7 @@ from VelvetMedLib.case.schema import (
     CaseInput,
     CaseModel,
     Link,
+    Overruling,
     Report,
     Revision,
     Section,
@@ -25,11 +27,13 @@ __all__ = [
     "CaseInput",
     "CaseModel",
     "Link",
+    "Overruling",
     "Report",
     "Revision",
     "Section",
     "Segment",
     "Sentence",
+    "attribution_of",
     "case_to_json",
     "read_case",
     "read_segmentation",

@@ -35,9 +35,10 @@ def report_markdown(case: Case) -> str:
         f"Model {_escaped(case.model.id)} {_escaped(case.model.version)} (sha256 {case.model.sha256[:12]}), "
         f"scan sha256 {case.input.sha256[:12]}, made {_escaped(case.created)}. Places are in RAS mm.",
         "",
-        f"> {DRAFT_DISCLAIMER}",
-        "",
     ]
+    if case.run.get("attribution"):
+        lines += [f"Source of the scan: {_escaped(str(case.run['attribution']))}", ""]
+    lines += [f"> {DRAFT_DISCLAIMER}", ""]
     return "\n".join(lines)
 
 

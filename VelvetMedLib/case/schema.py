@@ -39,8 +39,14 @@ class Link(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Record):
-    """One label of `segmentation.nii.gz`. truncated: it touches the border of what was scanned (partly outside it).
-    edited: a person has changed its voxels. stale: its figures are those of before the last change."""
+    """One organ or kind of lesion. truncated: it touches the border of what was scanned (partly outside it).
+    edited: a person has changed its voxels. stale: its figures are those of before the last change.
+
+    `segmentation.nii.gz` is one label map for display: where a lesion lies in an organ, its voxels carry the lesion's label.
+    An organ includes its lesions all the same: its volume, mean HU, centre and box are those of the whole organ, so that a
+    nodule takes nothing from its lobe; counting the voxels of the label map gives the organ without them. A lesion is
+    measured by the voxels that carry its label. An organ that lesions cover wholly is measured and has no voxel in the map.
+    """
 
     label: int
     name: str
@@ -62,9 +68,23 @@ class Segment(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overruling(Record):
+    """What a person made of a finding. machine_state, machine_reason: what the model's own thresholds said; None where a
+    person added the finding. absent_below, present_from: the person's thresholds on the probability. changed: when, ISO 8601."""
+
+    machine_state: State | None = None
+    machine_reason: str | None = None
+    absent_below: float | None = None
+    present_from: float | None = None
+    changed: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseFinding(Record):
     """One finding. probability: calibrated, None where not assessed. value, unit: the measurement its state rests on.
-    reason: why it is not assessed. stale: a segment that it was measured on has been edited since."""
+    reason: why it is not assessed, or what weakens it (a measurement that disagrees or that cannot be made).
+    stale: a segment that it was measured on has been edited since.
+    overruling: None while no person has touched it."""
 
     name: str
     display: str
@@ -81,9 +101,15 @@ class CaseFinding(Record):
     reason: str | None = None
     link: Link | None = None
     stale: bool = False
+    overruling: Overruling | None = None
 
     def check(self) -> None:
         _check_share(self.probability, f"probability of {self.name}")
+
+    @property
+    def by_person(self) -> bool:
+        """Whether a person added this finding: no model stands behind it."""
+        return self.overruling is not None and self.overruling.machine_state is None
 
     def record(self) -> FindingRecord:
         """The record that prose, prompts, questions and answers are written from."""
@@ -188,17 +214,19 @@ class CaseInput(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CaseModel(Record):
-    """The bundle that made the case."""
+    """The bundle that made the case. training_data: in the bundle's own words, what it learnt from and whom that asks to name."""
 
     id: str
     version: str
     sha256: str
     licence: str
+    training_data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(Record):
-    """Everything that one analysis found. timings: seconds by stage. run: versions, device and parameters.
+    """Everything that one analysis found. timings: seconds by stage. run: versions, device and parameters, and as
+    `attribution` the line that the scan's licence asks for, where the scan is a known public one.
     files: what stands in the folder beside `case.json`, name to {sha256, bytes}; filled in by `write_case`."""
 
     schema_version: int = SCHEMA_VERSION
@@ -221,7 +249,7 @@ class Case(Record):
             raise ValueError(f"Case.schema_version: {self.schema_version} is not {SCHEMA_VERSION}")
         if DRAFT_DISCLAIMER not in self.disclaimer:
             raise ValueError(f"Case.disclaimer: it must contain {DRAFT_DISCLAIMER!r}")
-        for what, names in (("label", [s.label for s in self.segments]), ("finding", [f.name for f in self.findings])):
+        for what, names in (("label", [s.label for s in self.segments]), ("finding", [f.name for f in self.findings if not f.by_person])):
             if len(set(names)) != len(names):
                 raise ValueError(f"Case: a {what} occurs twice")
         # A path can carry a patient's name; none belongs into a case.

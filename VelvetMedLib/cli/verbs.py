@@ -104,6 +104,7 @@ def analyze(options: Namespace) -> None:
         f"Not assessed: {', '.join(states['not_assessed']) or 'none'}",
         *(f"Note: {warning}" for warning in case.warnings),
         f"{sum(case.timings.values()):.1f} s with bundle {case.model.id} {case.model.version} ({case.model.licence})",
+        *([f"Source of the scan: {case.run['attribution']}"] if "attribution" in case.run else []),
         case.disclaimer,
     ]
     data = {
@@ -111,6 +112,7 @@ def analyze(options: Namespace) -> None:
         "states": states,
         "timings": dict(case.timings),
         "warnings": list(case.warnings),
+        "attribution": case.run.get("attribution"),
         "notice": case.disclaimer,
     }
     show.result(data, "\n".join(lines), as_json=options.json)

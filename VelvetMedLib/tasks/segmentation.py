@@ -144,15 +144,24 @@ def overlay_lesions(
     return labels_kji
 
 
-def segments_of(labels_kji: LabelsKJI, volume: Volume | ArrayKJI, grid: Grid) -> tuple[Segment, ...]:
-    """Every label of the map as a Segment, measured on the scan's own grid; truncated where it meets the scan's border."""
+def segments_of(
+    labels_kji: LabelsKJI, volume: Volume | ArrayKJI, grid: Grid, *, organs_kji: LabelsKJI | None = None
+) -> tuple[Segment, ...]:
+    """Every organ and lesion as a Segment, measured on the scan's own grid; truncated where it meets the scan's border.
+
+    labels_kji: the map to be shown, lesions over organs. organs_kji: the organ map beneath, by which organs are measured:
+    an organ includes the lesions in it, though their voxels carry the lesion's label. Without it organs are measured as shown.
+    """
     voxels = volume.voxels_kji if isinstance(volume, Volume) else volume
     table = ontology()
+    shown = _label_boxes(labels_kji)
+    organs = shown if organs_kji is None else _label_boxes(organs_kji)
+    boxes = {n: box for n, box in organs.items() if n < FIRST_LESION} | {n: box for n, box in shown.items() if n >= FIRST_LESION}
     found = []
-    for label, box in _label_boxes(labels_kji).items():
+    for label, box in boxes.items():
         entry = table.by_label(label)
         i, j, k = box[2], box[1], box[0]
-        mask = labels_kji[box] == label
+        mask = (labels_kji if organs_kji is None or label >= FIRST_LESION else organs_kji)[box] == label
         part = _sub_grid(grid, (i, j, k))
         centre, corners = measure.centroid_ras(mask, part), measure.box_ras(mask, part)
         assert centre is not None and corners is not None
