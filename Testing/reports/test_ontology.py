@@ -36,6 +36,14 @@ def test_what_could_not_be_measured_is_not_assessed_never_absent(value: float | 
     assert {f.severity_of(value) for f in ontology().findings} == {None}
 
 
+def test_a_certain_mass_is_not_also_a_nodule_and_every_lesion_counts_for_a_mass() -> None:
+    table = ontology()
+    nodule, mass = table.finding("lung_nodule"), table.finding("lung_mass")
+    assert [table.counts_for(nodule, mm) for mm in (5.0, 31.9, 32.0, 60.0)] == [True, True, False, False]
+    assert all(table.counts_for(mass, mm) for mm in (5.0, 31.9, 32.0, 60.0))
+    assert table.counts_for(table.finding("liver_lesion"), 90.0)
+
+
 def test_every_site_has_words_and_lobes_imply_a_side() -> None:
     table = ontology()
     assert all(table.site_display(site) for site in table.sites)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from VelvetMedLib.bundle import Calibration, FindingEntry
+from VelvetMedLib.cohorts.truth import CaseMaps, describe_instances, measure_finding, midline_ras
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks.evidence import Evidence, Measured
-from VelvetMedLib.tasks.findings import _find_one, calibrated, decide, lesion_channels, state_of
+from VelvetMedLib.tasks.findings import MEASURED_ORGANS, UNMEASURED, _find_one, calibrated, decide, lesion_channels, state_of
 
 HALF = (0.5,) * 17
 
@@ -56,6 +57,22 @@ def test_a_mass_is_not_a_nodule_as_well(make_fine: Any):
     assert nodule.size_mm is None and nodule.link.kind == "segment"
 
 
+def test_a_nodule_beside_a_mass_is_measured_on_the_rest_and_both_as_the_cohorts_truth_measures_them(make_fine: Any):
+    boxes = {"lung_nodule": [((38, 48), (18, 28), (34, 42)), ((8, 11), (20, 23), (54, 57))]}
+    fine = make_fine(boxes)
+    lesions = np.zeros(fine.organs_kji.shape, np.uint32)
+    for number, ((x0, x1), (y0, y1), (z0, z1)) in enumerate(boxes["lung_nodule"]):
+        lesions[z0:z1, y0:y1, x0:x1] = 1 << number
+    maps = CaseMaps(fine.hu_kji.astype(np.float32), fine.organs_kji, lesions, ["lung_nodule"] * 2, fine.grid.ijk_to_ras)
+    instances = describe_instances(maps, midline_ras(maps))
+    for name, count, side in (("lung_nodule", 1, "left"), ("lung_mass", 1, "right")):
+        truth = measure_finding(ontology().finding(name), maps, instances, None)
+        measured = Evidence(fine, HALF).measure(ontology().finding(name))
+        assert (measured.count, measured.side) == (truth.count, truth.side) == (count, side)
+        assert measured.size_mm == pytest.approx(truth.size_mm, abs=0.06)
+        assert measured.volume_ml == pytest.approx(truth.volume_ml, rel=0.01) and measured.site == truth.site
+
+
 def test_present_without_a_lesion_to_point_at_links_to_the_organ(make_fine: Any):
     finding = found(make_fine(), "liver_lesion")
     assert finding.state == "present" and finding.link.kind == "segment"
@@ -66,6 +83,20 @@ def test_an_absent_finding_has_no_place_and_no_size(make_fine: Any):
     finding = found(make_fine({"lung_nodule": [((40, 44), (20, 23), (54, 56))]}), "lung_nodule", logit=-5.0)
     assert finding.state == "absent" and finding.probability < 0.05
     assert (finding.side, finding.site, finding.size_mm, finding.count, finding.value) == (None,) * 5
+
+
+@pytest.mark.parametrize("logit", [5.0, -5.0])
+def test_a_compressed_vertebra_says_that_nothing_of_it_was_measured(make_fine: Any, logit: float):
+    fracture = found(make_fine({"vertebral_compression": [((28, 32), (6, 11), (30, 35))]}), "vertebral_compression", logit=logit)
+    assert fracture.value is None and fracture.severity is None and fracture.site is None
+    assert "not measured" in fracture.reason and "model alone" in fracture.reason
+    if fracture.state == "present":
+        assert fracture.link.kind == "lesion" and fracture.link.label == ontology().lesion("vertebral_compression").label
+
+
+def test_every_other_finding_has_a_way_to_be_measured():
+    quantities = {f.measure.quantity for f in ontology().findings}
+    assert quantities - set(UNMEASURED) == {*MEASURED_ORGANS, "longest_axial_diameter_mm", "short_axis_mm", "volume_ml", "lung_fraction"}
 
 
 def test_numbers_that_contradict_a_present_state_are_not_reported(make_fine: Any):

@@ -130,10 +130,7 @@ def measure_finding(finding: Finding, maps: CaseMaps, instances: list[Instance],
 
 
 def _lesions(finding: Finding, maps: CaseMaps, own: list[Instance]) -> FindingRecord:
-    if finding.name == "lung_nodule":
-        # A lesion that is certainly a mass is reported as a mass, not also as a nodule.
-        limit = ontology().finding("lung_mass").measure.present_from or 0.0
-        own = [x for x in own if x["size_mm"] < limit]
+    own = [x for x in own if ontology().counts_for(finding, x["size_mm"])]
     quantity = finding.measure.quantity
     size: dict[str, Callable[[Instance], float]] = {
         "longest_axial_diameter_mm": lambda x: x["size_mm"],

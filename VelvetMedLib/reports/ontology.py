@@ -179,6 +179,17 @@ class Ontology:
     def by_label(self, label: int) -> Structure | Lesion:
         return self._labels[label]
 
+    def counts_for(self, finding: Finding, size_mm: float) -> bool:
+        """Whether a lesion of the finding's channel, of this longest axial diameter, belongs to the finding at all.
+
+        Nodule and mass share a channel and are told apart by size: what is certainly a mass (32 mm) is reported as a mass, not
+        also as a nodule. The generator's truth and the measurements on a scan both ask here. A mass is measured on all of them.
+        """
+        if finding.name != "lung_nodule":
+            return True
+        limit = self.finding("lung_mass").measure.present_from
+        return limit is None or size_mm < limit
+
     def finding_index(self, name: str) -> int:
         """Position of a finding in the findings head."""
         return self.findings.index(self._findings[name])

@@ -1,11 +1,12 @@
 """From one Encoding to the list of findings: calibrated probability, state, place, size, and the voxels that show it.
 
-The state comes from the calibrated probability and the bundle's two thresholds. Four rules temper it:
+The state comes from the calibrated probability and the bundle's two thresholds. Five rules temper it:
 1. A finding that the bundle does not tell from chance, or whose structures lie outside the view, is `not_assessed`.
 2. Where an organ is measured (heart, liver, spleen, aorta) and the measurement contradicts the model outright
    (one says present, the other absent), the state is `uncertain`.
 3. A measurement of an organ cut off by the field of view counts only if it is already beyond the threshold.
-4. Numbers that contradict the state are not reported: no size of 3 mm beside a `present` mass.
+4. What cannot be measured on a scan (a vertebra's loss of height) rests on the model alone, and the finding says so.
+5. Numbers that contradict the state are not reported: no size of 3 mm beside a `present` mass.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from VelvetMedLib.tasks.evidence import Evidence, Measured
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
+UNMEASURED = {"height_loss_fraction": "the loss of height and the level are not measured on the scan: the model alone says so"}
+"""Quantities that no measurement on the fine view gives, and what is said beside the finding instead."""
 MEASURED_ORGANS = ("cardiothoracic_ratio", "liver_minus_spleen_hu", "craniocaudal_length_mm", "aortic_diameter_mm")
 
 
@@ -104,10 +107,11 @@ def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evi
             facts["volume_ml"] = measured.volume_ml
             facts["severity"] = finding.severity_of(measured.value) if state == "present" else None
         else:
-            # Rule 4: what was segmented is too small for what the model sees; its place holds, its numbers do not.
+            # Rule 5: what was segmented is too small for what the model sees; its place holds, its numbers do not.
             facts |= {"side": measured.side, "site": measured.site, "value": None}
     if state == "absent" and not _fits(finding, state, measured):
         facts["value"] = None
+    reason = reason or UNMEASURED.get(finding.measure.quantity)
     facts |= {"probability": round(probability, 4), "reason": reason, "link": link}
     return CaseFinding(name=finding.name, display=finding.display, state=state, **_rounded(facts))
 
