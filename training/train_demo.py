@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 import torch
-from demo.data import prepare, seconds_spent, write_json_atomically
-from demo.encodings import encode_cases
+from demo.data import SPLITS, prepare, seconds_spent, write_json_atomically
+from demo.encodings import encode_cases, fit_lesion_thresholds, lesion_thresholds
 from demo.fine import FineSettings, train_fine
 from demo.language import LanguageSettings, corpus, keep_top_maps, train_global, train_reader
 from demo.results import finish
@@ -69,7 +69,8 @@ def main() -> None:
     run: Path = options.run
     run.mkdir(parents=True, exist_ok=True)
     cases = prepare(options.cohort, run / "prepared", processes=options.processes)
-    train_cases = [case for case in cases if case.split == "train"]
+    prepared = {split: [case for case in cases if case.split == split] for split in SPLITS}
+    train_cases = prepared["train"]
     print(f"{len(cases)} cases, {len(train_cases)} for training", flush=True)
 
     tokenizer_file = run / "tokenizer.json"
@@ -82,18 +83,14 @@ def main() -> None:
     minutes["fine"] = train_fine(model.fine, train_cases, run, fine_settings, seed=options.seed) / 60
     if options.until == "fine":
         return
-    encoded, seconds = encode_cases(
-        model,
-        cases,
-        run / "encoded",
-        spacing_mm=options.spacing_mm,
-        processes=options.processes,
-        most={"train": options.encode_cases, "test": options.test_cases},
-    )
-    minutes["encode"] = seconds / 60
+    read = prepared["train"][: options.encode_cases] + prepared["val"]
+    seconds = fit_lesion_thresholds(model, prepared["val"], run / "thresholds", spacing_mm=options.spacing_mm)
+    at = {"thresholds": lesion_thresholds(run / "thresholds"), "spacing_mm": options.spacing_mm, "processes": options.processes}
+    encoded, more = encode_cases(model, read, run / "encoded", **at)
+    minutes["encode"] = (seconds + more) / 60
     if options.until == "encode":
         return
-    of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val", "test")}
+    of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
     minutes["global"] = train_global(model, of_split["train"], tokenizer, run, language, seed=options.seed) / 60
     keep_top_maps(model, encoded)
     if options.until == "global":
@@ -103,6 +100,9 @@ def main() -> None:
     print("minutes by stage: " + json.dumps({k: round(v, 1) for k, v in minutes.items()}), flush=True)
     if options.until == "reader":
         return
+    # What is held out plays no part in training: it is encoded here, and its minutes are not training's.
+    of_split["test"], _ = encode_cases(model, prepared["test"][: options.test_cases], run / "held_out", **at)
+    keep_top_maps(model, of_split["test"])
     finish(model, tokenizer_file, cases, of_split, language, run, options.out, minutes=minutes, seed=options.seed)
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from demo.data import LESION_CHANNELS, SPLITS, PreparedCase, seconds_spent, write_json_atomically
+from demo.data import LESION_CHANNELS, PreparedCase, seconds_spent, write_json_atomically
 from VelvetMedLib.bundle.config import BundleConfig, LesionEntry
 from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
@@ -24,6 +24,7 @@ from VelvetMedLib.tasks.encoder import fine_part, sweep
 from VelvetMedLib.tasks.views import FineView, GlobalView, fine_view, global_view
 
 STRUCTURES = len(ontology().structures)
+THRESHOLD_CASES = 48
 THRESHOLD_GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 CELLS = 8
 """Cells per axis of the image encoder's bottom map."""
@@ -200,27 +201,32 @@ def _encode_one(case: PreparedCase) -> None:
     temporary.replace(target)
 
 
+def fit_lesion_thresholds(model: VelvetModel, val: list[PreparedCase], folder: Path, *, spacing_mm: float) -> float:
+    """Choose the thresholds on the first validation cases, once, and keep them in `folder`. Returns the seconds spent, earlier calls included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "thresholds.json").exists():
+        started = time.perf_counter()
+        with torch.inference_mode():
+            chosen = choose_lesion_thresholds(_threshold_counts(model.eval(), val[:THRESHOLD_CASES], spacing_mm))
+        write_json_atomically(folder / "seconds.json", time.perf_counter() - started)
+        write_json_atomically(folder / "thresholds.json", chosen)
+    return seconds_spent(folder)
+
+
 def encode_cases(
-    model: VelvetModel, cases: list[PreparedCase], folder: Path, *, spacing_mm: float, processes: int, most: dict[str, int]
+    model: VelvetModel, cases: list[PreparedCase], folder: Path, *, thresholds: list[float], spacing_mm: float, processes: int
 ) -> tuple[list[EncodedCase], float]:
-    """Encodings of the first `most[split]` cases of every split, all where it names none. Returns them and the seconds spent, earlier calls included."""
+    """Encodings of the cases, those already in `folder` taken from there. Returns them and the seconds spent, earlier calls included."""
     from safetensors.torch import save_file as save_tensors
 
     assert model.fine is not None
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "seconds.json"
     started = time.perf_counter() - seconds_spent(folder)
-    val = [case for case in cases if case.split == "val"]
-    if not (folder / "thresholds.json").exists():
-        with torch.inference_mode():
-            chosen = choose_lesion_thresholds(_threshold_counts(model.eval(), val[:80], spacing_mm))
-        write_json_atomically(folder / "thresholds.json", chosen)
     weights = folder / "fine.safetensors"
     save_tensors({name: value.contiguous() for name, value in model.fine.state_dict().items()}, weights)
-    of_split = {split: [case for case in cases if case.split == split] for split in SPLITS}
-    wanted = [case for split, part in of_split.items() for case in part[: most.get(split)]]
-    arguments = (model.config.to_dict(), weights, lesion_thresholds(folder), folder, spacing_mm)
-    todo = [case for case in wanted if not (folder / f"{case.case_id}.safetensors").exists()]
+    arguments = (model.config.to_dict(), weights, thresholds, folder, spacing_mm)
+    todo = [case for case in cases if not (folder / f"{case.case_id}.safetensors").exists()]
     if todo:
         with multiprocessing.get_context("spawn").Pool(processes, _start, arguments) as pool:
             for done, _ in enumerate(pool.imap_unordered(_encode_one, todo, chunksize=4), 1):
@@ -228,7 +234,7 @@ def encode_cases(
                     print(f"encoded {done}/{len(todo)}  {(time.perf_counter() - started) / 60:.1f} min", flush=True)
                     write_json_atomically(clock, time.perf_counter() - started)
         write_json_atomically(clock, time.perf_counter() - started)
-    return [_read(case, folder) for case in wanted], time.perf_counter() - started
+    return [_read(case, folder) for case in cases], time.perf_counter() - started
 
 
 def _read(case: PreparedCase, folder: Path) -> EncodedCase:

@@ -195,7 +195,7 @@ def finish(
         architecture=model.config.to_dict(),
         aligned_levels=("report",),
         lesions=tuple(
-            LesionEntry(name=x.name, threshold=t) for x, t in zip(ontology().lesions, lesion_thresholds(run / "encoded"), strict=True)
+            LesionEntry(name=x.name, threshold=t) for x, t in zip(ontology().lesions, lesion_thresholds(run / "thresholds"), strict=True)
         ),
         findings=tuple(
             FindingEntry(
