@@ -28,6 +28,7 @@ __all__ = [
     "CaseModel",
     "Link",
     "Overruling",
+    "Overruling",
     "Report",
     "Revision",
     "Section",

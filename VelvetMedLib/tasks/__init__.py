@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from VelvetMedLib.tasks.analysis import Analysis, analyze, ask, case_encoding, run_analysis
+    from VelvetMedLib.tasks.analysis import PARTS, Analysis, analyze, ask, case_encoding, run_analysis
     from VelvetMedLib.tasks.encoder import encode, forget_encodings
     from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
     from VelvetMedLib.tasks.findings import find
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.tasks.revision import Revised, revise
 
 _PLACES = {
+    "PARTS": "analysis",
     "Analysis": "analysis", "analyze": "analysis", "ask": "analysis", "case_encoding": "analysis", "run_analysis": "analysis",
     "encode": "encoder", "forget_encodings": "encoder", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
     "find": "findings", "Grounding": "grounding", "ground": "grounding", "index_folder": "indexing", "search": "indexing",
@@ -25,6 +26,7 @@ _PLACES = {
 }  # fmt: skip
 
 __all__ = [
+    "PARTS",
     "Analysis", "Encoding", "Grounding", "Hit", "Index", "Revised", "analyze", "ask", "build_index", "case_encoding", "draft_report",
     "encode", "find", "forget_encodings", "ground", "index_folder", "load_encoding", "revise", "run_analysis", "save_encoding", "search",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ class Session:
         from VelvetMedLib import bundle as bundles
 
         named = params.get("bundle")
-        device = str(params.get("device", "cpu"))
+        device = _device(params)
         if named is None and self._bundle is not None and (case is None or self._bundle.sha256 == case.model.sha256):
             return self._bundle
         if named is None:
@@ -111,7 +111,10 @@ class Session:
         return {"answer": answer.answer, "confidence": answer.confidence, "finding": answer.finding, "link": answer.link}
 
     def ground(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Where a phrase is; with `out`, the heat-map is written there as NIfTI on the scan's own grid."""
+        """Where a phrase is; with `out`, the heat-map is written there as NIfTI on the scan's own grid.
+
+        With `scan_grid` false it stays on the coarser grid that it was made on: a viewer interpolates as well and moves less.
+        """
         from VelvetMedLib import ct, tasks
         from VelvetMedLib.case import read_case
 
@@ -130,7 +133,8 @@ class Session:
         }
         context.cancel()
         if "out" in params:
-            ct.write_nifti(Path(params["out"]), found.on(encoding.scan_grid), encoding.scan_grid.ijk_to_ras)
+            grid = encoding.scan_grid if params.get("scan_grid", True) else found.grid
+            ct.write_nifti(Path(params["out"]), found.heat_kji if grid is found.grid else found.on(grid), grid.ijk_to_ras)
             answer["heatmap"] = str(params["out"])
         return answer
 
@@ -193,6 +197,7 @@ class Session:
             bundle,
             out=params.get("out"),
             style=str(params.get("style", "structured")),
+            parts=tuple(map(str, params.get("parts") or tasks.PARTS)),
             keep_image=bool(params.get("keep_image", True)),
             progress=context.progress,
             cancel=context.cancel,
@@ -239,6 +244,23 @@ def read_volume(params: dict[str, Any]) -> tuple[ArrayKJI, Affine]:
     if voxels_kji.ndim != 3 or ijk_to_ras.shape != (4, 4):
         raise _unreadable(f"{voxels_kji.ndim} axes and a matrix of shape {ijk_to_ras.shape}")
     return voxels_kji, ijk_to_ras
+
+
+def _device(params: Mapping[str, Any]) -> str:
+    """The device of a request. Raises WorkerError where this Python's torch cannot use it."""
+    device = str(params.get("device", "cpu"))
+    if device == "cpu":
+        return device
+    import torch
+
+    if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
+        raise WorkerError(
+            "The chosen device cannot be used.",
+            found=f"{device} without a graphics card that this torch can use",
+            expected="cpu, or cuda where torch finds such a card",
+            next_step="Choose the CPU under Setup, or a Python whose torch was built for the card.",
+        )
+    return device
 
 
 def _need(params: Mapping[str, Any], verb: str, name: str) -> Any:
