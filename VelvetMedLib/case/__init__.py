@@ -28,7 +28,6 @@ __all__ = [
     "CaseModel",
     "Link",
     "Overruling",
-    "Overruling",
     "Report",
     "Revision",
     "Section",

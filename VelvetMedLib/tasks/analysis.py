@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, read_case, update_case, write_case
+from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, attribution_of, read_case, update_case, write_case
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
@@ -90,9 +90,10 @@ def run_analysis(
     draft: Draft | None = None
     if "segments" in parts:
         with run.stage("segmentation"):
-            labels = organ_labels(encoding.need_fine(), volume.grid, run)
-            overlay_lesions(labels, encoding.need_fine(), volume.grid, lesion_channels(findings), bundle.config.lesion_thresholds)
-            segments = segments_of(labels, volume, volume.grid)
+            organs = organ_labels(encoding.need_fine(), volume.grid, run)
+            channels = lesion_channels(findings)
+            labels = overlay_lesions(organs.copy(), encoding.need_fine(), volume.grid, channels, bundle.config.lesion_thresholds)
+            segments = segments_of(labels, volume, volume.grid, organs_kji=organs)
     if "report" in parts:
         with run.stage("report"):
             draft = draft_report(findings, encoding, bundle, style=style, run=run)
@@ -100,15 +101,26 @@ def run_analysis(
         id=uuid.uuid4().hex[:12],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input=CaseInput.of(volume),
-        model=CaseModel(id=bundle.config.id, version=bundle.config.version, sha256=bundle.sha256, licence=bundle.config.licence),
+        model=_model_of(bundle),
         segments=segments,
         findings=findings if draft is not None or "findings" in parts else (),
         report=draft.report if draft is not None else None,
         timings=dict(run.timings),
         warnings=tuple(volume.warnings),
-        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}},
+        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}} | _attribution(volume),
     )
     return Analysis(case, labels, encoding)
+
+
+def _model_of(bundle: Bundle) -> CaseModel:
+    config = bundle.config
+    return CaseModel(id=config.id, version=config.version, sha256=bundle.sha256, licence=config.licence, training_data=config.training_data)
+
+
+def _attribution(volume: Volume) -> dict[str, str]:
+    """What the scan's licence asks to be shown; nothing for a scan that is not known."""
+    line = attribution_of(volume)
+    return {} if line is None else {"attribution": line}
 
 
 def run_record(encoding: Encoding, bundle: Bundle) -> dict[str, Any]:
