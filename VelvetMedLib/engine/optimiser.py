@@ -13,7 +13,8 @@ from VelvetMedLib.recipes.parts import OptimiserSettings
 
 def make_optimiser(module: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
     """AdamW in two groups: weights of two or more dimensions decay, norms, biases, scales and position tables do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (decayed if settings.decay_all or decays(name, parameter) else kept).append(parameter)
@@ -72,8 +73,8 @@ def restore_optimiser(module: nn.Module, optimiser: torch.optim.Optimizer, tenso
     """Inverse of `optimiser_tensors`; parameters without moments have none again."""
     of: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        parameter, key = name.rsplit("/", 1)
-        of.setdefault(parameter, {})[key] = value
+        owner, key = name.rsplit("/", 1)
+        of.setdefault(owner, {})[key] = value
     optimiser.state.clear()
     for name, parameter in module.named_parameters():
         if name in of:

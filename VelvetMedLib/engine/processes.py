@@ -85,12 +85,20 @@ class Processes:
                     dist.broadcast(tensor, src=0)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sum gradients over processes, in pieces of some megabytes. A parameter without gradient here counts as zero."""
+        """Sum gradients over processes, in pieces of some megabytes.
+
+        A parameter without gradient here counts as zero; one without gradient anywhere keeps none, as on one process.
+        """
         if self.world_size == 1:
             return
+        listed = list(parameters)
+        somewhere = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=self.device)
+        dist.all_reduce(somewhere)
         piece: list[Tensor] = []
         size = 0
-        for parameter in parameters:
+        for parameter, holders in zip(listed, somewhere.tolist(), strict=True):
+            if not holders:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if piece and (size + parameter.numel() > BUCKET_ELEMENTS or parameter.grad.dtype != piece[0].dtype):

@@ -9,6 +9,12 @@ from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.swin import SwinConfig
 from VelvetMedLib.models.tribert import TriBertConfig
 from VelvetMedLib.models.velvet import LEVELS, Level, ModelConfig
+from VelvetMedLib.objectives.base import Objective
+from VelvetMedLib.objectives.local_contrast import LocalContrast, LocalContrastSettings
+from VelvetMedLib.objectives.masked_language import MaskedLanguage
+from VelvetMedLib.objectives.match import Match
+from VelvetMedLib.objectives.report_contrast import ReportContrast, ReportContrastSettings
+from VelvetMedLib.objectives.vision_self_supervision import Restoration, Rotation, ViewContrast, ViewContrastSettings
 from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
 
 VISION: dict[str, SwinConfig] = {
@@ -53,15 +59,21 @@ ITC: dict[str, tuple[Level, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(Settings):
-    """Weight of each group of losses in the sum (all 1 in the published setting)."""
+    """Weight of each loss in the sum (all 1 in the published setting); the names are those of the losses without `_loss`."""
 
-    report: float = 1.0
-    sentence: float = 1.0
-    word: float = 1.0
+    report_contrast: float = 1.0
+    sentence_contrast: float = 1.0
+    word_contrast: float = 1.0
     match: float = 1.0
-    masked_mm: float = 1.0
-    masked_uni: float = 1.0
-    vision: float = 1.0
+    masked_language_mm: float = 1.0
+    masked_language_text: float = 1.0
+    view_contrast: float = 1.0
+    rotation: float = 1.0
+    restoration: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            self.require(value >= 0, name, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +168,36 @@ class VelvetRecipe(Settings):
             projection_dim=self.projection_dim,
             spacing_token=self.spacing_token,
         )
+
+    def objectives(self, vocab_size: int) -> dict[str, Objective]:
+        """Name -> objective, new and untrained, in the order in which a step runs them."""
+        made: dict[str, Objective] = {}
+        text_width, channels = TEXT[self.text_size].width, self.swin().widths[4]
+        local = LocalContrastSettings(
+            agg=self.agg,
+            skip_text_softmax=self.local_attention == "skip_text_softmax",
+            local_tau=self.local_tau if self.local_attention == "local_tau" else 0.0,
+        )
+        if "report" in self.levels:
+            made["report_contrast"] = ReportContrast(ReportContrastSettings(label_smoothing=self.label_smoothing))
+        if "sentence" in self.levels:
+            made["sentence_contrast"] = LocalContrast("sentence", local)
+        if "word" in self.levels:
+            made["word_contrast"] = LocalContrast("word", local)
+        if self.mm:
+            made["match"] = Match(text_width)
+            made["masked_language_mm"] = MaskedLanguage(text_width, vocab_size, multi_modal=True)
+        if self.txt:
+            made["masked_language_text"] = MaskedLanguage(text_width, vocab_size, multi_modal=False)
+        if self.vis:
+            made["view_contrast"] = ViewContrast(channels, ViewContrastSettings(width=self.projection_dim))
+            made["rotation"] = Rotation(channels)
+            made["restoration"] = Restoration(channels)
+        return made
+
+    def loss_weights(self) -> dict[str, float]:
+        """Loss name -> weight."""
+        return {f"{name}_loss": float(value) for name, value in self.weights.to_dict().items()}
 
     def with_(self, **changes: Any) -> VelvetRecipe:
         """A copy with some settings changed."""

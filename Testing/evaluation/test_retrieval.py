@@ -1,0 +1,100 @@
+"""Retrieval figures: against slow definitions, with ties, groups and chance."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from VelvetMedLib.evaluation.records import facts_of, record_scores, record_word
+from VelvetMedLib.evaluation.retrieval import chance, hit_chances, interval, median_rank, recall_at, retrieval, same_group
+from VelvetMedLib.reports import FindingRecord
+
+
+def slow_hit_chance(values: np.ndarray, right: np.ndarray, k: int) -> float:
+    """Average over every order of equal scores."""
+    orders = [
+        order for order in itertools.permutations(range(len(values))) if all(values[a] >= values[b] for a, b in itertools.pairwise(order))
+    ]
+    return float(np.mean([any(right[n] for n in order[:k]) for order in orders]))
+
+
+def test_recall_equals_the_average_over_all_orders_of_equal_scores() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(30):
+        values = draw.integers(0, 3, 6).astype(float)
+        right = draw.random(6) < 0.4
+        for k in (1, 2, 4):
+            fast = hit_chances(values[None], right[None], k)[0]
+            assert fast == pytest.approx(slow_hit_chance(values, right, k))
+
+
+def test_perfect_vectors_give_full_recall_and_rank_one() -> None:
+    vectors = np.eye(6)
+    figures = retrieval(vectors, vectors, list("abcdef"))
+    assert figures["R@1"] == figures["image_to_text R@1"] == figures["text_to_image R@1"] == 1.0
+    assert figures["image_to_text median rank"] == 1.0
+
+
+def test_a_constant_model_scores_chance() -> None:
+    vectors = np.ones((20, 3))
+    figures = retrieval(vectors, vectors, list(range(20)))
+    assert figures["R@1"] == pytest.approx(1 / 20) and figures["R@10"] == pytest.approx(0.5)
+    assert chance(same_group(range(20)))["R@5"] == pytest.approx(0.25)
+
+
+def test_a_study_with_equal_facts_is_a_right_answer() -> None:
+    scores = np.array([[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
+    assert recall_at(scores, same_group(["a", "a", "b"]), (1,))["R@1"] == 1.0
+    assert recall_at(scores, same_group(["a", "c", "b"]), (1,))["R@1"] == pytest.approx(1 / 3)
+
+
+def test_both_directions_are_reported_apart() -> None:
+    images, texts = np.eye(3), np.eye(3)
+    texts = np.stack([texts[0], texts[0] * 0.9, texts[2]])
+    figures = retrieval(images, texts, [0, 1, 2])
+    scores = images @ texts.T
+    assert figures["image_to_text R@1"] == pytest.approx(recall_at(scores, np.eye(3, dtype=bool), (1,))["R@1"])
+    assert figures["text_to_image R@1"] == pytest.approx(recall_at(scores.T, np.eye(3, dtype=bool), (1,))["R@1"])
+    assert figures["image_to_text R@1"] != figures["text_to_image R@1"]
+
+
+def test_the_median_rank_counts_from_one_and_ties_half() -> None:
+    scores = np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 1.0], [9.0, 8.0, 7.0]])
+    assert median_rank(scores, np.eye(3, dtype=bool)) == 1.5
+
+
+def test_the_interval_holds_the_figure_and_narrows_with_more_queries() -> None:
+    draw = np.random.default_rng(1)
+    small, large = draw.normal(size=(20, 20)), draw.normal(size=(300, 300))
+    widths = []
+    for scores in (small, large):
+        relevant = np.eye(len(scores), dtype=bool)
+        low, high = interval(scores, relevant, 10)
+        assert low <= recall_at(scores, relevant, (10,))["R@10"] <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_vectors_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not pair up"):
+        retrieval(np.eye(3), np.eye(2), [0, 1, 2])
+
+
+def record(name: str, state: str, side: str | None = None) -> FindingRecord:
+    return FindingRecord.from_dict({"name": name, "state": state, "side": side})
+
+
+def test_records_that_a_report_cannot_tell_apart_have_one_word_and_full_overlap() -> None:
+    one = [record("lung_nodule", "present", "left"), record("lung_mass", "absent")]
+    same = list(reversed(one))
+    other = [record("lung_nodule", "present", "right"), record("lung_mass", "absent")]
+    assert record_word(one) == record_word(same) != record_word(other)
+    scores = record_scores([facts_of(one), facts_of(same), facts_of(other)])
+    assert scores[0, 1] == 1.0 and scores[0, 2] == 0.0
+
+
+def test_two_studies_without_any_finding_overlap_fully() -> None:
+    normal = [record("lung_nodule", "absent")]
+    assert record_scores([facts_of(normal), facts_of(normal)]).tolist() == [[1.0, 1.0], [1.0, 1.0]]

@@ -1,0 +1,68 @@
+"""Batches read ahead by threads. Threads, not processes: arrays need no copy between them, and Slicer's Python has no pools."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from VelvetMedLib.engine.sampler import StepSampler, part_of
+from VelvetMedLib.objectives.base import StudyBatch
+
+
+class MakesBatches(Protocol):
+    def batch(self, names: list[str], epoch: int) -> StudyBatch: ...
+
+
+class Loader:
+    """This process's micro-batches of each step, in order. `waited` sums the seconds in which a step had to wait for data."""
+
+    def __init__(
+        self,
+        maker: MakesBatches,
+        sampler: StepSampler,
+        *,
+        first_step: int,
+        last_step: int,
+        micro_batches: int,
+        rank: int = 0,
+        world_size: int = 1,
+        readers: int = 1,
+    ) -> None:
+        self.maker, self.sampler = maker, sampler
+        self.micro_batches, self.rank, self.world_size = micro_batches, rank, world_size
+        self.waited = 0.0
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        self._jobs = ((step, micro) for step in range(first_step, last_step) for micro in range(micro_batches))
+        self._pending: deque[Future[StudyBatch]] = deque()
+        self._ahead = 2 * readers + micro_batches
+        self._fill()
+
+    def names(self, step: int, micro: int) -> list[str]:
+        """Studies of one micro-batch of this process."""
+        mine = part_of(self.sampler.draw(step), self.rank, self.world_size)
+        return part_of(mine, micro, self.micro_batches)
+
+    def _fill(self) -> None:
+        while len(self._pending) < self._ahead:
+            job = next(self._jobs, None)
+            if job is None:
+                return
+            step, micro = job
+            self._pending.append(self._pool.submit(self.maker.batch, self.names(step, micro), self.sampler.epoch_of(step)))
+
+    def steps(self) -> Iterator[list[StudyBatch]]:
+        """The micro-batches of each step. An error of a reader is raised here."""
+        while self._pending:
+            batches = []
+            for _ in range(self.micro_batches):
+                began = time.perf_counter()
+                batches.append(self._pending.popleft().result())
+                self.waited += time.perf_counter() - began
+                self._fill()
+            yield batches
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
