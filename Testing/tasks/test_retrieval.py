@@ -78,7 +78,7 @@ def test_an_index_of_other_weights_is_refused(stored: Path):
         Index(stored, bundle("other"))
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "items.sqlite", "index.json"])
+@pytest.mark.parametrize("name", ["vectors.npy", "thumbnails.npy", "items.sqlite", "index.json"])
 def test_a_damaged_or_missing_part_is_refused(stored: Path, tmp_path: Path, name: str):
     copy = Path(shutil.copytree(stored, tmp_path / "copy"))
     content = bytearray((copy / name).read_bytes())

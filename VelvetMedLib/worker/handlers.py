@@ -139,28 +139,52 @@ class Session:
         return answer
 
     def similar(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Nearest cases with the reason and a small picture; with `open`, that case's scan is written to `out` instead."""
         from VelvetMedLib import tasks
 
+        index = Path(_need(params, "similar", "index"))
+        if "open" in params:
+            return self._opened(index, int(params["open"]), Path(_need(params, "similar", "out")), self.bundle(params), context)
+        context.progress(0.0, "loading the model")
+        bundle = self.bundle(params)
         hits = tasks.search(
-            Path(_need(params, "similar", "index")),
-            self.bundle(params),
+            index,
+            bundle,
             text=params.get("text"),
             volume=volume_of(params) if "volume" in params else None,
             case=Path(params["case"]) if "case" in params else None,
             count=int(params.get("count", 5)),
+            exclude_sha256=params.get("exclude"),
             progress=context.progress,
             cancel=context.cancel,
         )
-        return {"hits": [hit.as_dict() for hit in hits]}
+        opened = tasks.Index(index, bundle)
+        return {"hits": [hit.as_dict() | {"picture": _picture(opened, hit.number)} for hit in hits], "count": len(opened)}
+
+    def _opened(self, index: Path, number: int, out: Path, bundle: Bundle, context: Context) -> dict[str, Any]:
+        """A case's voxels as `.npy` and its matrix: nothing of the file it came from goes along, least of all its name."""
+        from VelvetMedLib import ct, tasks
+
+        opened = tasks.Index(index, bundle)
+        context.progress(0.1, "reading the scan")
+        place = opened.place(number)
+        image = place / "ct.nii.gz"
+        volume = ct.read(image if image.is_file() else place)
+        context.cancel()
+        with out.open("xb") as stream:
+            np.save(stream, np.ascontiguousarray(volume.voxels_kji), allow_pickle=False)
+        return {"number": number, "npy": str(out), "ijk_to_ras": volume.ijk_to_ras, "centers": opened.centers(number)}
 
     def index(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
         from VelvetMedLib import tasks
 
+        context.progress(0.0, "loading the model")
         made = tasks.index_folder(
             Path(_need(params, "index", "folder")),
             Path(_need(params, "index", "out")),
             self.bundle(params),
             keep_text=bool(params.get("keep_text", False)),
+            keep_places=bool(params.get("keep_places", False)),
             progress=context.progress,
             cancel=context.cancel,
         )
@@ -244,6 +268,16 @@ def read_volume(params: dict[str, Any]) -> tuple[ArrayKJI, Affine]:
     if voxels_kji.ndim != 3 or ijk_to_ras.shape != (4, 4):
         raise _unreadable(f"{voxels_kji.ndim} axes and a matrix of shape {ijk_to_ras.shape}")
     return voxels_kji, ijk_to_ras
+
+
+def _picture(index: Any, number: int) -> str | None:
+    """A case's small picture as base64 of a PNG file."""
+    import base64
+
+    from VelvetMedLib.tasks.thumbnails import grey_png
+
+    picture = index.thumbnail(number)
+    return None if picture is None else base64.b64encode(grey_png(picture)).decode("ascii")
 
 
 def _device(params: Mapping[str, Any]) -> str:

@@ -1,0 +1,58 @@
+"""Small grey pictures of encoded scans, for lists of similar cases: one coronal plane from the fine view, patient's right on the left."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.encoding import FinePart
+
+SIDE = 96
+WINDOW_HU = (-1000.0, 500.0)
+"""Lungs and soft tissue in one picture."""
+
+
+def thumbnail(fine: FinePart, at_ras_mm: Triple | None = None) -> NDArray[np.uint8]:
+    """A coronal plane through a point, or through the body's middle, as grey values [SIDE, SIDE]; the whole body fits in."""
+    low, high = (np.asarray(corner, np.float64) for corner in fine.body_box_ras)
+    point = (low + high) / 2 if at_ras_mm is None else np.asarray(at_ras_mm, np.float64)
+    y = int(np.clip(np.rint((fine.grid.ras_to_ijk @ np.append(point, 1.0))[1]), 0, fine.hu_xyz.shape[1] - 1))
+    plane = fine.hu_xyz[::-1, y, ::-1].T.astype(np.float32)
+    grey = np.clip((plane - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0]), 0.0, 1.0) * 255.0
+    height_mm, width_mm = (n * step for n, step in zip(plane.shape, (fine.grid.spacing_mm[2], fine.grid.spacing_mm[0]), strict=True))
+    scale = SIDE / max(height_mm, width_mm)
+    rows, columns = (max(1, round(length * scale)) for length in (height_mm, width_mm))
+    picture = np.zeros((SIDE, SIDE), np.uint8)
+    top, left = (SIDE - rows) // 2, (SIDE - columns) // 2
+    picture[top : top + rows, left : left + columns] = np.rint(_stretched(grey, rows, columns))
+    return picture
+
+
+def _stretched(grey: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """Bilinear, cell centres on cell centres."""
+    for axis, count in ((0, rows), (1, columns)):
+        size = grey.shape[axis]
+        place = np.clip((np.arange(count) + 0.5) * size / count - 0.5, 0, size - 1)
+        first = np.minimum(place.astype(int), max(size - 2, 0))
+        share = (place - first).astype(np.float32)
+        shape = [-1 if a == axis else 1 for a in range(2)]
+        weight = share.reshape(shape)
+        grey = np.take(grey, first, axis) * (1 - weight) + np.take(grey, np.minimum(first + 1, size - 1), axis) * weight
+    return grey
+
+
+def grey_png(grey: NDArray[np.uint8]) -> bytes:
+    """Grey values [height, width] as a PNG file."""
+    height, width = grey.shape
+    rows = np.zeros((height, width + 1), np.uint8)
+    rows[:, 1:] = grey
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
