@@ -231,9 +231,9 @@ def test_one_slice_alone_and_a_handful_are_refused(write_series, tmp_path) -> No
 
 def test_an_empty_folder_and_a_folder_of_other_files_hold_no_series(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "0 files" in refused(tmp_path / "empty", "holds no DICOM series").found
+    assert "an empty folder" in refused(tmp_path / "empty", "holds no DICOM series").found
     (tmp_path / "notes.txt").write_text("not a scan", encoding="utf-8")
-    assert "1 file, none" in refused(tmp_path, "holds no DICOM series").found
+    assert "one file, which is no DICOM picture" in refused(tmp_path, "holds no DICOM series").found
 
 
 def test_other_files_beside_the_slices_do_not_disturb(write_series) -> None:

@@ -161,10 +161,16 @@ def _nothing(folder: Folder) -> NoReturn:
         )
     checks.refuse(
         "The given folder holds no DICOM series.",
-        found=f"{folder.n_files} file{'s' * (folder.n_files != 1)}, none of them a DICOM picture",
+        found=_files_without_a_picture(folder.n_files),
         expected="the folder of a CT series",
         next_step="Give the folder that holds the slices; a NIfTI or NRRD scan is given as the file itself.",
     )
+
+
+def _files_without_a_picture(count: int) -> str:
+    if count == 0:
+        return "an empty folder"
+    return "one file, which is no DICOM picture" if count == 1 else f"{count} files, none of them a DICOM picture"
 
 
 def _belong_together(a: Slice, b: Slice) -> bool:

@@ -141,6 +141,9 @@ def parse_header(start: bytes) -> NiftiHeader:
         )
     while len(dims) > 3 and dims[-1] == 1:
         dims.pop()
+    if len(dims) == 5 and dims[3] == 1:
+        # The fifth axis holds the parts of each voxel's vector, such as red, green and blue, where there is no time.
+        checks.refuse_components(dims[4])
     notes: list[str] = []
     slope, intercept = f["scl_slope"], f["scl_inter"]
     if not math.isfinite(slope) or slope == 0.0 or not math.isfinite(intercept):
