@@ -1,0 +1,236 @@
+"""One pre-training put together: data, learner, loop, validation by retrieval, the finished bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretraining.cohort import load_manifest, load_tokenizer, prepared
+from pretraining.export import export_bundle
+from VelvetMedLib.engine.checkpoints import Checkpoints
+from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
+from VelvetMedLib.engine.learner import Learner
+from VelvetMedLib.engine.loader import Loader
+from VelvetMedLib.engine.processes import Processes
+from VelvetMedLib.engine.randomness import seed_torch
+from VelvetMedLib.engine.runfolder import RunFolder, environment
+from VelvetMedLib.engine.sampler import StepSampler
+from VelvetMedLib.engine.store import StoredStudy
+from VelvetMedLib.engine.trainer import Selection, Trainer
+from VelvetMedLib.engine.validation import held_out_vectors
+from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.evaluation.retrieval import chance, retrieval, same_group
+from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
+from VelvetMedLib.recipes.velvet import VelvetRecipe
+
+CHOSEN_BY = ("R@1", "R@10")
+"""Best checkpoint: mean recall at 1 of both directions on the validation studies; a tie goes to recall at 10."""
+STORE = "prepared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the line says beside the recipe. steps: optimiser steps of the whole run. workers: processes that prepare data."""
+
+    run: Path
+    steps: int
+    seed: int
+    cohort: Path | None = None
+    manifest: Path | None = None
+    store: Path | None = None
+    tokenizer: Path | None = None
+    device: str | None = None
+    workers: int = 1
+    name: str = "velvet"
+    training_data: str = ""
+    licence: str = ""
+    bundle: bool = True
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from, opened."""
+
+    studies: list[StoredStudy]
+    groups: dict[str, int]
+    tokenizer: ReportTokenizer
+    tokenizer_json: str
+    content: str
+    quarantine: Quarantine
+
+    def split(self, name: str) -> list[StoredStudy]:
+        return [entry for entry in self.studies if entry.study.split == name]
+
+
+def open_data(recipe: VelvetRecipe, options: Options, processes: Processes) -> Data:
+    """Read the manifest, quarantine what cannot be used, prepare the store, learn or read the tokenizer."""
+    path = options.run / "quarantine.jsonl"
+    if processes.first:
+        path.unlink(missing_ok=True)
+    processes.wait()
+    manifest, content = load_manifest(options.run, options.cohort, options.manifest, processes)
+    total = len(manifest.studies) + len(manifest.quarantined)
+    quarantine = Quarantine(path if processes.first else None, total, recipe.loop.quarantine_share)
+    studies = prepared(manifest, options.store or options.run / STORE, recipe, quarantine, processes, workers=options.workers)
+    if not processes.first:
+        quarantine.path = options.run / f"quarantine.{processes.rank}.jsonl"
+    tokenizer, text = load_tokenizer(options.run, options.tokenizer, [entry.study for entry in studies], processes)
+    return Data(studies, groups_of(studies), tokenizer, text, content, quarantine)
+
+
+def batch_maker(data: Data, split: str, recipe: VelvetRecipe, keys: Sequence[str], seed: int) -> BatchMaker:
+    """Batches of one split's studies."""
+    return BatchMaker(
+        data.split(split),
+        data.groups,
+        data.tokenizer,
+        recipe.views,
+        recipe.reports,
+        keys=keys,
+        seed=seed,
+        sentence_tokens=recipe.sentence_tokens,
+        quarantine=data.quarantine,
+    )
+
+
+def new_learner(recipe: VelvetRecipe, vocab_size: int, seed: int) -> Learner:
+    """Weights drawn from the seed alone."""
+    seed_torch(seed, "weights")
+    return Learner(recipe, vocab_size)
+
+
+def selection(data: Data, recipe: VelvetRecipe, processes: Processes, seed: int) -> Selection | None:
+    """Retrieval on the validation studies; None where there are too few to retrieve among, or image and text are not aligned."""
+    held_out = data.split("val")
+    if len(held_out) < 2 or "report" not in recipe.levels:
+        return None
+    maker = batch_maker(data, "val", recipe, (IMAGE_GLOBAL, TEXT_CLEAN), seed)
+    names = [entry.study.study for entry in held_out]
+    words = [entry.study.record or f"group {data.groups[entry.study.study]}" for entry in held_out]
+
+    def validate(learner: Learner) -> dict[str, float]:
+        images, texts = held_out_vectors(learner, maker, names, processes)
+        by_chance = {f"chance {name}": value for name, value in chance(same_group(words)).items()}
+        return {**retrieval(images.numpy(), texts.numpy(), words), **by_chance}
+
+    return Selection(validate, CHOSEN_BY)
+
+
+def definition(recipe: VelvetRecipe, options: Options, data: Data) -> dict[str, Any]:
+    """What makes two calls the same run."""
+    return {
+        "recipe": recipe.to_dict(),
+        "key": recipe.key,
+        "seed": options.seed,
+        "steps": options.steps,
+        "data": {"content": data.content, "train": len(data.split("train")), "val": len(data.split("val"))},
+    }
+
+
+def pretrain(
+    recipe: VelvetRecipe, options: Options, processes: Processes, *, source: Path, after_step: Callable[[int], None] | None = None
+) -> int:
+    """Run, or go on with, a pre-training; 0 when it is done, `trainer.STOPPED` after an orderly stop. source: where the code lies."""
+    if recipe.loop.batch < processes.world_size * recipe.loop.micro_batches:
+        raise TrainingError(
+            "The batch is too small to be divided.",
+            found=f"batch {recipe.loop.batch} for {processes.world_size} processes with {recipe.loop.micro_batches} micro-batches each",
+            expected="at least one study for each",
+            next_step="Make loop.batch larger, or start fewer processes.",
+        )
+    folder = RunFolder(options.run, lock=processes.first)
+    try:
+        data = open_data(recipe, options, processes)
+        if not data.split("train"):
+            raise TrainingError(
+                "There is no study to train on.",
+                found=f"{len(data.studies)} usable studies, none in the train split",
+                expected="studies with split 'train'",
+                next_step="Look at the manifest and at quarantine.jsonl in the run folder.",
+            )
+        resumed = folder.check(definition(recipe, options, data)) if processes.first else False
+        processes.wait()
+        learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
+        sampler = StepSampler([entry.study.study for entry in data.split("train")], recipe.loop.batch, options.seed)
+        maker = batch_maker(data, "train", recipe, learner.keys, options.seed)
+
+        def loader(first_step: int) -> Loader:
+            return Loader(
+                maker,
+                sampler,
+                first_step=first_step,
+                last_step=options.steps,
+                micro_batches=recipe.loop.micro_batches,
+                rank=processes.rank,
+                world_size=processes.world_size,
+                readers=recipe.loop.readers,
+            )
+
+        chosen = selection(data, recipe, processes, options.seed)
+        if processes.first:
+            folder.note_start(
+                {
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "resumed": resumed,
+                    "processes": processes.world_size,
+                    **environment(str(processes.device), source),
+                }
+            )
+            _introduce(recipe, data, chosen is not None)
+        trainer = Trainer(
+            learner,
+            run=options.run,
+            steps=options.steps,
+            seed=options.seed,
+            make_loader=loader,
+            processes=processes,
+            quarantine=data.quarantine,
+            selection=chosen,
+            after_step=after_step,
+        )
+        code = trainer.run()
+        if code == 0 and processes.first and options.bundle:
+            _finish(learner, trainer, data, options)
+        processes.wait()
+        return code
+    finally:
+        folder.close()
+
+
+def _introduce(recipe: VelvetRecipe, data: Data, validates: bool) -> None:
+    print(f"{recipe.key}: {len(data.split('train'))} studies to learn from, {len(data.split('val'))} to validate on", flush=True)
+    if len(data.quarantine):
+        print(f"{len(data.quarantine)} studies are quarantined; quarantine.jsonl in the run folder says why", flush=True)
+    if not validates:
+        print("no validation by retrieval: fewer than two validation studies, or no report-level contrast", flush=True)
+    if recipe.loop.micro_batches > 1 and not recipe.loop.cached_gradients:
+        print(
+            "micro-batches without cached gradients: counts are exact, but contrast sees only the negatives of one micro-batch, "
+            "which is not the same as a larger batch",
+            flush=True,
+        )
+
+
+def _finish(learner: Learner, trainer: Trainer, data: Data, options: Options) -> None:
+    """The best weights, or the last ones where nothing was validated, as a bundle in the run folder."""
+    best = Checkpoints(options.run).load_best()
+    results: dict[str, Any] = {"steps": options.steps, "step": options.steps, "seed": options.seed, "gallery": len(data.split("val"))}
+    if best is not None:
+        learner.load_state_dict(best.parts["weights"])
+        results |= {"step": best.step, "validation": {k: round(v, 4) for k, v in best.facts["figures"].items()}}
+    elif trainer.average is not None:
+        learner.load_state_dict(trainer.average.tensors)
+    export_bundle(
+        options.run / "bundle",
+        learner,
+        data.tokenizer_json,
+        name=options.name,
+        training_data=options.training_data or ("Synthetic cases made by this project's generator." if options.cohort else "Not stated."),
+        licence=options.licence or "Not stated.",
+        results=results,
+    )
+    print(f"bundle of step {results['step']} written", flush=True)
