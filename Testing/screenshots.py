@@ -212,9 +212,9 @@ def main() -> None:
     studio.fold("analyze", "findings", "report")
     studio.shoot("4_results")
     studio.fold("findings")
-    studio.board.findings.ui.relevantOnly.checked = False
+    studio.board.findings.set_filter("all")
     studio.shoot("5_all_findings")
-    studio.board.findings.ui.relevantOnly.checked = True
+    studio.board.findings.set_filter("relevant")
     studio.fold("segments")
     studio.shoot("6_segments")
     studio.fold("ask")

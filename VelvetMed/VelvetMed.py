@@ -104,6 +104,11 @@ class VelvetMedWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         if self.panels is not None:
             self.panels.refresh_from_scene()
+            self.panels.listen(True)
+
+    def exit(self) -> None:
+        if self.panels is not None:
+            self.panels.listen(False)
 
     def cleanup(self) -> None:
         self.removeObservers()
@@ -187,5 +192,6 @@ class VelvetMedTest(ScriptedLoadableModuleTest):
     def test_parameters_survive_in_the_scene(self) -> None:
         from VelvetMedCore.parameters import Parameters, parameter_node, read_parameters, write_parameters
 
-        write_parameters(parameter_node(), Parameters(model="demo", only_relevant=False))
-        self.assertEqual(read_parameters(parameter_node()), Parameters(model="demo", only_relevant=False))
+        written = Parameters(model="demo", findings_filter="all")
+        write_parameters(parameter_node(), written)
+        self.assertEqual(read_parameters(parameter_node()), written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -149,3 +150,58 @@ def make_case(tmp_path: Path, labels: np.ndarray) -> Callable[..., Path]:
         return write_small_case(folder or tmp_path / "case", changes.pop("labels", labels), OBLIQUE_LEFT_HANDED, **changes)
 
     return make
+
+
+CARD = {
+    "format_version": 1,
+    "id": "mine",
+    "version": "0.1",
+    "licence": "Apache-2.0",
+    "training_data": "synthetic cases",
+    "intended_use": "tests",
+    "results": {
+        "cases": {"test": 12},
+        "held_out_synthetic": {"organ_dice_mean": 0.71, "findings": {"x": {"assessed": True, "auroc": 0.8}}},
+    },
+    "findings": [{"name": "pleural_effusion", "assessed": True, "threshold_absent": 0.2, "threshold_present": 0.8}],
+}
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "bundles" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text(json.dumps(CARD), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def widget(
+    host: Any, loaded_module: Any, scene: Any, fake_worker: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """The module's widget, statement acknowledged, an added model chosen, no scan."""
+    from VelvetMedCore import logic as logic_module
+    from VelvetMedCore.settings import Settings
+    from VelvetMedLib import __version__
+
+    monkeypatch.setattr(logic_module.VelvetMedLogic, "_connect_worker", lambda self: fake_worker)
+    monkeypatch.setenv("VELVETMED_DATA", str(model_folder.parents[1]))
+    settings = Settings()
+    settings.acknowledged_version = __version__
+    opened, parent = host.open_widget(loaded_module)
+    opened.panels.analyze.choose_model("mine")
+    parent.resize(350, 900)
+    parent.show()
+    host.app.processEvents()
+    yield opened
+    opened.cleanup()
+    parent.close()
+
+
+@pytest.fixture
+def finished(widget: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]) -> Any:
+    """The widget after one analysis."""
+    widget.panels.analyze.ui.applyButton.click()
+    fake_worker.say("result", case=str(make_case(Path(fake_worker.requests[-1][1]["out"]))))
+    widget.poll()
+    return widget

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +9,6 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.gui
-
-CARD = {
-    "format_version": 1,
-    "id": "mine",
-    "version": "0.1",
-    "licence": "Apache-2.0",
-    "training_data": "synthetic cases",
-    "intended_use": "tests",
-}
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "bundles" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "bundle.json").write_text(json.dumps(CARD), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def widget(
-    host: Any, loaded_module: Any, scene: Any, fake_worker: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Any]:
-    """The module's widget, statement acknowledged, one model, no scan."""
-    from VelvetMedCore import logic as logic_module
-    from VelvetMedCore.settings import Settings
-    from VelvetMedLib import __version__
-
-    monkeypatch.setattr(logic_module.VelvetMedLogic, "_connect_worker", lambda self: fake_worker)
-    monkeypatch.setenv("VELVETMED_DATA", str(model_folder.parents[1]))
-    settings = Settings()
-    settings.acknowledged_version = __version__
-    opened, parent = host.open_widget(loaded_module)
-    models = [entry for entry in opened.panels.analyze._models if entry.id == "mine"]
-    opened.panels.analyze.set_models(models, "mine")
-    monkeypatch.setattr("VelvetMedPanels.board.list_models", lambda *_, **__: models)
-    parent.resize(350, 900)
-    parent.show()
-    host.app.processEvents()
-    yield opened
-    opened.cleanup()
-    parent.close()
-
-
-@pytest.fixture
-def finished(widget: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]) -> Any:
-    """The widget after one analysis."""
-    press_apply(widget)
-    fake_worker.say("result", case=str(make_case(Path(fake_worker.requests[-1][1]["out"]))))
-    widget.poll()
-    return widget
 
 
 def press_apply(widget: Any) -> None:
@@ -110,9 +57,8 @@ def test_the_first_start_asks_for_the_acknowledgement_and_remembers_it(widget: A
 
 
 def test_the_card_of_the_chosen_model_says_what_it_was_trained_on(widget: Any) -> None:
-    widget.panels.on_choice()
     text = widget.panels.setup.ui.modelCard.text
-    assert "synthetic cases" in text and "Apache-2.0" in text and "mine 0.1" in text
+    assert "synthetic cases" in text and "Apache-2.0" in text and "12 held-out" in text
 
 
 def test_progress_is_shown_by_stage_and_time_left_and_cancel_stops(widget: Any, ct: Any, fake_worker: Any, scene: Any) -> None:
@@ -123,7 +69,7 @@ def test_progress_is_shown_by_stage_and_time_left_and_cancel_stops(widget: Any, 
     press_apply(widget)
     before = scene.GetNumberOfNodes()
     assert panel.ui.progressRow.visible and not panel.ui.applyButton.enabled and widget._timer.active
-    fake_worker.say("progress", fraction=0.5, stage="organs and lesions", seconds_left=42.0)
+    fake_worker.say("progress", fraction=0.5, stage="fine", seconds_left=42.0)
     widget.poll()
     assert panel.ui.progressBar.value == 500
     assert panel.ui.statusLabel.text == "Organs and lesions - about 40 s left"
@@ -163,7 +109,7 @@ def test_a_volume_with_several_values_is_refused_on_the_panel(widget: Any, scene
 def test_a_result_fills_every_panel(finished: Any) -> None:
     panels = finished.panels
     findings = cells(panels.findings.ui.findingsTable)
-    assert findings[0] == ["Lung nodule", "● present\n91\u00a0%", "left", "left upper lobe", "7"]
+    assert findings[0] == ["Lung nodule", "● present", "91", "left upper lobe", "7"]
     assert findings[1][1].startswith("◐ uncertain") and len(findings) == 2
     assert "18 absent, 1 not assessed" in panels.findings.ui.findingsHint.text
     assert "AI-generated draft" in panels.report.ui.reportView.plainText
@@ -188,13 +134,13 @@ def test_a_sentence_is_shown_as_it_is_even_if_it_looks_like_markup(finished: Any
 
 def test_the_filter_shows_all_findings_and_says_why_one_is_not_assessed(finished: Any) -> None:
     panel = finished.panels.findings
-    panel.ui.relevantOnly.click()
+    panel.set_filter("all")
     rows = cells(panel.ui.findingsTable)
     assert len(rows) == 21 and rows[-1][1] == "– not assessed"
     assert "not wholly in the scan" in panel.ui.findingsTable.item(20, 0).toolTip()
     from VelvetMedCore.parameters import parameter_node, read_parameters
 
-    assert read_parameters(parameter_node()).only_relevant is False
+    assert read_parameters(parameter_node()).findings_filter == "all"
 
 
 def slice_node(field_of_view_mm: tuple[float, float] = (200.0, 200.0)) -> Any:

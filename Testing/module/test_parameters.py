@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gui
 def test_what_is_written_is_read_back(ct: Any) -> None:
     from VelvetMedCore.parameters import Parameters, parameter_node, read_parameters, write_parameters
 
-    written = Parameters(model="demo", style="terse", only_relevant=False, inputVolume=ct.GetID())
+    written = Parameters(model="demo", style="terse", findings_filter="all", inputVolume=ct.GetID())
     write_parameters(parameter_node(), written)
     assert read_parameters(parameter_node()) == written
 
@@ -34,11 +34,11 @@ def test_unknown_parameters_are_ignored_and_kept(scene: Any) -> None:
     assert node.GetParameter("VelvetMed.of_a_later_version") == "17" and node.GetNodeReference("heatmap") is node
 
 
-def test_a_value_that_cannot_be_read_becomes_the_default(scene: Any) -> None:
+def test_an_empty_value_becomes_the_default(scene: Any) -> None:
     from VelvetMedCore.parameters import parameter_node, read_parameters
 
-    parameter_node().SetParameter("VelvetMed.only_relevant", "perhaps")
-    assert read_parameters(parameter_node()).only_relevant is True
+    parameter_node().SetParameter("VelvetMed.findings_filter", "")
+    assert read_parameters(parameter_node()).findings_filter == "relevant"
 
 
 def test_a_reference_to_a_deleted_node_reads_as_none(scene: Any, ct: Any) -> None:

@@ -18,6 +18,8 @@ ALLOWED_WIDGETS = {
     "QFrame",
     "QLabel",
     "QPushButton",
+    "QGroupBox",
+    "QDoubleSpinBox",
     "QComboBox",
     "QCheckBox",
     "QLineEdit",
@@ -27,6 +29,7 @@ ALLOWED_WIDGETS = {
     "qMRMLWidget",
     "qMRMLNodeComboBox",
     "ctkCollapsibleButton",
+    "ctkCollapsibleGroupBox",
     "ctkPathLineEdit",
 }
 ALLOWED_AT_FILE_SCOPE = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "VelvetMedLib", "VelvetMedCore", "VelvetMedPanels"}

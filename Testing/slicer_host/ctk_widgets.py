@@ -69,20 +69,24 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
 
 
 class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
-    """A group box whose check mark folds it."""
+    """A group box whose check mark folds it: unchecked is collapsed, as in CTK."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.setCheckable(True)
-        self._collapsed = False
+        self.setChecked(True)
+        self.connect("toggled(bool)", self._fold)
 
-    def setCollapsed(self, value: bool) -> None:
-        self._collapsed = bool(value)
+    def _fold(self, opened: bool) -> None:
         for child in QtCore.QObject.children(self):
             if isinstance(child, QtWidgets.QWidget):
-                child.setVisible(not self._collapsed)
+                child.setVisible(opened)
+        self.setMaximumHeight(UNLIMITED if opened else self.fontMetrics().height() + 8)
 
-    collapsed = Property(bool, lambda self: self._collapsed, setCollapsed)
+    def setCollapsed(self, value: bool) -> None:
+        self.setChecked(not value)
+
+    collapsed = Property(bool, lambda self: not self.isChecked(), setCollapsed)
 
 
 class ctkSliderWidget(QtWidgets.QWidget):
@@ -176,6 +180,20 @@ class ctkMessageBox(QtWidgets.QMessageBox):
     def exec_(self) -> Any:
         type(self).shown.append(self.text)
         return type(self).answer
+
+
+class FileDialog(QtWidgets.QFileDialog):
+    """Answers at once with `answer`, a path or nothing, as if the user had chosen it; PythonQt returns the path alone, not a pair."""
+
+    answer = ""
+    asked: ClassVar[list[str]] = []
+
+    @classmethod
+    def _choose(cls, *arguments: Any) -> str:
+        cls.asked.append(next((text for text in arguments if isinstance(text, str)), ""))
+        return cls.answer
+
+    getOpenFileName = getSaveFileName = getExistingDirectory = _choose
 
 
 WIDGETS: dict[str, type[QtWidgets.QWidget]] = {

@@ -21,17 +21,20 @@ from .scripted_module import (
 
 @dataclass
 class PackagingRecorder:
-    """`slicer.packaging` without an installer. `satisfied` is what pip_check answers."""
+    """`slicer.packaging` without an installer. pip_check answers `satisfied`; a package in `missing` is never satisfied."""
 
     satisfied: bool = True
+    missing: set[str] = field(default_factory=set)
     requested: list[dict[str, Any]] = field(default_factory=list)
 
     def pip_ensure(self, requirements: list[str], **options: Any) -> None:
         self.requested.append({"requirements": [str(r) for r in requirements], **options})
         self.satisfied = True
+        self.missing.clear()
 
-    def pip_check(self, requirements: list[str]) -> bool:
-        return self.satisfied
+    def pip_check(self, requirements: str | list[str]) -> bool:
+        lines = [requirements] if isinstance(requirements, str) else list(map(str, requirements))
+        return self.satisfied and not any(line.startswith(name) for line in lines for name in self.missing)
 
     def load_requirements(self, path: str | Path) -> list[str]:
         lines = (line.split("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())

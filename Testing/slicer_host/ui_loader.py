@@ -79,4 +79,5 @@ def make_qt() -> types.ModuleType:
     for qt6_only in ("Signal", "Slot", "Property"):
         delattr(module, qt6_only)  # PySide6 spellings that PythonQt does not have
     module.__dict__["QUiLoader"] = UiLoader
+    module.__dict__["QFileDialog"] = ctk_widgets.FileDialog
     return module

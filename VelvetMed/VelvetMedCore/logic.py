@@ -20,7 +20,7 @@ from VelvetMedCore.library import library_root
 from VelvetMedCore.models import list_models
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
 from VelvetMedCore.protocols import WorkerConnection, WorkerEvent
-from VelvetMedCore.results import ResultNodes, case_from_text, case_to_text, insert_case
+from VelvetMedCore.results import ResultNodes, case_from_text, case_to_text, fill_findings_table, insert_case
 from VelvetMedCore.runner import Surroundings, worker_command
 from VelvetMedCore.settings import Settings
 from VelvetMedCore.volumes import instance_uids, read_volume_node
@@ -318,7 +318,7 @@ class VelvetMedLogic:
             replace(
                 read_parameters(node),
                 inputVolume=job.volume_id if volume_node is not None else None,
-                segmentation=nodes.segmentation.GetID(),
+                segmentation=nodes.segmentation.GetID() if nodes.segmentation is not None else None,
                 findings=nodes.findings.GetID(),
                 report=nodes.report.GetID(),
                 case=nodes.case.GetID(),
@@ -337,6 +337,17 @@ class VelvetMedLogic:
         """The current analysis as the scene holds it, or None. Raises CaseError when another version wrote it."""
         node = self.nodes().case
         return case_from_text(node.GetText()) if node is not None and node.GetText() else None
+
+    def change_case(self, case: Case) -> None:
+        """Keeps what a person made of the analysis: the Case, its table and its report text in the scene follow together."""
+        nodes = self.nodes()
+        if nodes.case is None:
+            return
+        nodes.case.SetText(case_to_text(case))
+        if nodes.findings is not None:
+            fill_findings_table(nodes.findings, case)
+        if nodes.report is not None:
+            nodes.report.SetText(report_markdown(case))
 
     def report_text(self) -> str:
         """The draft report, disclaimer first; empty without an analysis."""

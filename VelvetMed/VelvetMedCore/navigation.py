@@ -1,12 +1,15 @@
-"""Takes the reader to a place: slice views, crosshair, and the segment that is meant."""
+"""Takes the reader to a place, and tells the place the reader is at: slice views, crosshair, and the segment that is meant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 import vtk
+
+if TYPE_CHECKING:
+    from VelvetMedLib.shapes import Triple
 
 
 def jump_to(center_ras_mm: Sequence[float]) -> None:
@@ -41,3 +44,35 @@ def show_segment(segmentation_node: Any, segment_id: str) -> None:
     if display is not None:
         display.SetVisibility(True)
         display.SetSegmentVisibility(segment_id, True)
+
+
+def crosshair_point() -> Triple:
+    """Where the crosshair is, in RAS mm; the origin before it was ever moved."""
+    crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    r, a, s = crosshair.GetCrosshairRAS() if crosshair is not None else (0.0, 0.0, 0.0)
+    return float(r), float(a), float(s)
+
+
+def segment_at(segmentation_node: Any, point_ras_mm: Sequence[float]) -> str | None:
+    """Id of the segment at a point; None outside of all of them."""
+    if segmentation_node is None:
+        return None
+    point = [float(value) for value in point_ras_mm]
+    parent = segmentation_node.GetParentTransformNode()
+    if parent is not None:
+        from_world = vtk.vtkGeneralTransform()
+        parent.GetTransformFromWorld(from_world)
+        point = list(from_world.TransformPoint(point))
+    segmentation = segmentation_node.GetSegmentation()
+    for identifier in segmentation.GetSegmentIDs():
+        image = segmentation_node.GetBinaryLabelmapInternalRepresentation(identifier)
+        if image is None or 0 in image.GetDimensions():
+            continue
+        to_image = vtk.vtkMatrix4x4()
+        image.GetWorldToImageMatrix(to_image)
+        ijk = [round(value) for value in to_image.MultiplyPoint((*point, 1.0))[:3]]
+        extent = image.GetExtent()
+        inside = all(extent[2 * axis] <= ijk[axis] <= extent[2 * axis + 1] for axis in range(3))
+        if inside and image.GetScalarComponentAsDouble(*ijk, 0) == segmentation.GetSegment(identifier).GetLabelValue():
+            return str(identifier)
+    return None

@@ -14,11 +14,12 @@ REFERENCE_ROLES = ("inputVolume", "segmentation", "findings", "report", "case")
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What the user chose. Node ids are None where nothing is chosen or the node is gone."""
+    """What the user chose. Node ids are None where nothing is chosen or the node is gone. parts: names with spaces between."""
 
     model: str = ""
     style: str = "structured"
-    only_relevant: bool = True
+    findings_filter: str = "relevant"
+    parts: str = "segments findings report"
     inputVolume: str | None = None
     segmentation: str | None = None
     findings: str | None = None
@@ -47,16 +48,12 @@ def read_parameters(node: Any) -> Parameters:
     defaults = Parameters()
     values: dict[str, Any] = {}
     for item in fields(Parameters):
-        default = getattr(defaults, item.name)
         if item.name in REFERENCE_ROLES:
             referenced = node.GetNodeReference(item.name)
             values[item.name] = referenced.GetID() if referenced is not None else None
             continue
         text = node.GetParameter(PREFIX + item.name) or ""
-        if isinstance(default, bool):
-            values[item.name] = {"true": True, "false": False}.get(text, default)
-        else:
-            values[item.name] = text or default
+        values[item.name] = text or getattr(defaults, item.name)
     return Parameters(**values)
 
 
@@ -69,6 +66,6 @@ def write_parameters(node: Any, parameters: Parameters) -> None:
             if item.name in REFERENCE_ROLES:
                 node.SetNodeReferenceID(item.name, value)
             else:
-                node.SetParameter(PREFIX + item.name, str(value).lower() if isinstance(value, bool) else value)
+                node.SetParameter(PREFIX + item.name, value)
     finally:
         node.EndModify(was_modifying)

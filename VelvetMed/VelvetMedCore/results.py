@@ -13,6 +13,7 @@ import vtk
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, read_segmentation, report_markdown
+from VelvetMedLib.case.store import SEGMENTATION
 from VelvetMedLib.errors import CaseError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 ROLE = "VelvetMed.Role"
 NAME_PREFIX = "VelvetMed"
-FINDING_COLUMNS = ("Finding", "State", "Probability", "Side", "Place", "Size (mm)", "R (mm)", "A (mm)", "S (mm)")
+FINDING_COLUMNS = ("Finding", "State", "Probability", "Side", "Place", "Size (mm)", "R (mm)", "A (mm)", "S (mm)", "By")
 ORGAN_CATEGORY = ("123037004", "SCT", "Anatomical Structure")
 LESION_CATEGORY = ("49755003", "SCT", "Morphologically Altered Structure")
 SIDES = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
@@ -38,11 +39,12 @@ class ResultNodes:
 
 
 def insert_case(case: Case, folder: Path, volume_node: Any) -> ResultNodes:
-    """Adds the four nodes of a finished Case to the scene; all of them or none."""
-    labels_kji, grid = read_segmentation(folder)
+    """Adds the nodes of a finished Case to the scene, all of them or none; no segmentation where none was asked for."""
     added: list[Any] = []
     try:
-        added.append(add_segmentation(case.segments, labels_kji, grid.ijk_to_ras, volume_node))
+        if SEGMENTATION in case.files:
+            labels_kji, grid = read_segmentation(folder)
+            added.append(add_segmentation(case.segments, labels_kji, grid.ijk_to_ras, volume_node))
         added.append(add_findings_table(case))
         added.append(_add_text(f"{NAME_PREFIX} report", "report", report_markdown(case)))
         added.append(_add_text(f"{NAME_PREFIX} case", "case", case_to_text(case), hidden=True))
@@ -50,7 +52,8 @@ def insert_case(case: Case, folder: Path, volume_node: Any) -> ResultNodes:
         for node in added:
             _remove(node)
         raise
-    return ResultNodes(segmentation=added[0], findings=added[1], report=added[2], case=added[3])
+    *segmentation, findings, report, kept = added
+    return ResultNodes(segmentation=segmentation[0] if segmentation else None, findings=findings, report=report, case=kept)
 
 
 def add_segmentation(segments: tuple[Segment, ...], labels_kji: LabelsKJI, ijk_to_ras: Affine, volume_node: Any) -> Any:
@@ -130,6 +133,13 @@ def add_findings_table(case: Case) -> Any:
     node = scene.AddNewNodeByClass("vtkMRMLTableNode", scene.GenerateUniqueName(f"{NAME_PREFIX} findings"))
     node.SetAttribute(ROLE, "findings")
     node.SetDescription(RESEARCH_USE_ONLY)
+    fill_findings_table(node, case)
+    return node
+
+
+def fill_findings_table(node: Any, case: Case) -> None:
+    """Writes the findings of a Case into their table anew."""
+    node.RemoveAllColumns()
     table = node.GetTable()
     for title in FINDING_COLUMNS:
         column = vtk.vtkStringArray()
@@ -145,12 +155,12 @@ def add_findings_table(case: Case) -> Any:
             (finding.site or "").replace("_", " "),
             _number(finding.size_mm, 0),
             *(_number(value, 1) for value in center),
+            "model" if finding.overruling is None else "user" if finding.by_person else "model, thresholds of the user",
         )
         row = table.InsertNextBlankRow()
         for index, value in enumerate(values):
             table.GetColumn(index).SetValue(row, value)
     node.Modified()
-    return node
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from VelvetMedCore.library import library_root
 from VelvetMedCore.logic import Update, VelvetMedLogic
 from VelvetMedCore.models import ModelEntry, list_models
-from VelvetMedCore.navigation import jump_to, show_segment
+from VelvetMedCore.navigation import crosshair_point, jump_to, segment_at, show_segment
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, CaseFinding, Segment
@@ -25,6 +25,10 @@ from VelvetMedPanels.findings import FindingsPanel
 from VelvetMedPanels.report import ReportPanel
 from VelvetMedPanels.segments import SegmentsPanel
 from VelvetMedPanels.setup import SetupPanel
+from VelvetMedPanels.viewing import HEATMAP_RUN, FindingViews
+
+if TYPE_CHECKING:
+    from VelvetMedLib.shapes import Triple
 
 LOG = logging.getLogger("VelvetMed")
 
@@ -41,9 +45,12 @@ class Board:
         self.ui = slicer.util.childWidgetVariables(self.root)
         self.ui.researchLabel.text = RESEARCH_USE_ONLY
         self._filling = True
-        self.setup = SetupPanel(self.ui.setupSection, logic.settings, self.on_settings)
+        self.setup = SetupPanel(self.ui.setupSection, logic.settings, self.on_settings, self.on_model)
         self.analyze = AnalyzePanel(self.ui.analyzeSection, self.start, logic.cancel, self.on_choice)
-        self.findings = FindingsPanel(self.ui.findingsSection, self.go_to, self.on_choice)
+        self.findings = FindingsPanel(
+            self.ui.findingsSection, self.go_to_finding, self.on_choice, self.change, place=self.place, thresholds=self.thresholds
+        )
+        self.views = FindingViews(logic, watch, self.findings.say)
         self.report = ReportPanel(self.ui.reportSection, self.go_to)
         self.ask = AskPanel(self.ui.askSection, self.start_question, self.go_to)
         self.segments = SegmentsPanel(self.ui.segmentsSection, self.go_to_segment)
@@ -73,15 +80,20 @@ class Board:
                 read_parameters(node),
                 inputVolume=volume.GetID() if volume is not None else None,
                 model=self._model_id(),
-                only_relevant=self.findings.relevant_only,
+                findings_filter=self.findings.filter,
+                parts=" ".join(self.analyze.parts),
             ),
         )
-        self.setup.show_model(self.analyze.model)
+        self._fill_models(self._model_id())
 
-    def start(self, volume_node: Any, model: ModelEntry) -> None:
+    def on_model(self, identifier: str) -> None:
+        """A model was chosen under Setup."""
+        self.analyze.choose_model(identifier)
+
+    def start(self, volume_node: Any, model: ModelEntry, parts: tuple[str, ...]) -> None:
         try:
             with slicer.util.WaitCursor():
-                self.logic.start_analysis(volume_node, model=str(model.folder))
+                self.logic.start_analysis(volume_node, model=str(model.folder), parts=parts)
         except VelvetMedError as error:
             self.analyze.failed(error)
             return
@@ -105,6 +117,37 @@ class Board:
         if segment is not None:
             show_segment(self.logic.nodes().segmentation, segment.name)
 
+    def go_to_finding(self, finding: CaseFinding) -> None:
+        if self._case is None:
+            return
+        panel = self.findings
+        options = {"window": panel.window, "heatmap": panel.heatmap_wanted, "axes": panel.axes_wanted}
+        self.views.show(self._case, finding, self.analyze.volume, **options)
+
+    def place(self) -> tuple[Triple, str | None]:
+        """The crosshair, and the segment there."""
+        point = crosshair_point()
+        return point, segment_at(self.logic.nodes().segmentation, point)
+
+    def thresholds(self, finding: str) -> tuple[float, float] | None:
+        """The thresholds of the model that made the analysis, where that model is on this computer."""
+        made_by = self._case.model.id if self._case is not None else ""
+        entries = list_models(library_root())
+        return next((entry.thresholds.get(finding) for entry in entries if entry.id == made_by), None)
+
+    def change(self, function: Callable[[Case], Case]) -> None:
+        """What a person makes of the analysis: kept in the scene at once, shown in every panel."""
+        case = self.logic.case()
+        if case is None:
+            return
+        try:
+            changed = function(case)
+        except ValueError as problem:
+            LOG.warning("A change was refused: %s", problem)
+            return
+        self.logic.change_case(changed)
+        self._show(changed)
+
     def go_to_segment(self, segment: Segment) -> None:
         jump_to(segment.center_ras_mm)
         show_segment(self.logic.nodes().segmentation, segment.name)
@@ -113,6 +156,9 @@ class Board:
 
     def take(self, update: Update) -> None:
         """One piece of news from the logic."""
+        if update.name == HEATMAP_RUN:
+            self.views.take(update)
+            return
         if update.kind == "progress":
             if self.analyze.is_running:  # the progress of a question is the Ask panel's own
                 self.analyze.progress(update.fraction, update.stage, update.seconds_left)
@@ -150,7 +196,8 @@ class Board:
             self._fill_models(parameters.model)
             if parameters.inputVolume is not None:
                 self.analyze.ui.volumeSelector.setCurrentNodeID(parameters.inputVolume)
-            self.findings.ui.relevantOnly.checked = parameters.only_relevant
+            self.findings.set_filter(parameters.findings_filter)
+            self.analyze.set_parts(parameters.parts.split())
             self._show(self._case_of_scene())
         finally:
             self._filling = False
@@ -159,10 +206,17 @@ class Board:
         """Nothing is shown any more; the scene is not touched."""
         self.analyze.idle("")
         self.ask.busy(False)
+        self.views.forget()
         self._show(None)
+
+    def listen(self, on: bool) -> None:
+        """Whether this module is in front: only then its keys work."""
+        self.findings.listen(on)
 
     def detach(self) -> None:
         """Lets go of the scene."""
+        self.listen(False)
+        self.setup.stop()
         self.analyze.set_scene(None)
         self.root.setMRMLScene(None)
 
@@ -182,9 +236,9 @@ class Board:
 
     def _fill_models(self, chosen: str) -> None:
         models = list_models(library_root())
-        self.analyze.set_models(models, chosen)
+        self.analyze.set_models([entry for entry in models if not entry.problem], chosen)
         self.analyze.allow(self.setup.acknowledged)
-        self.setup.show_model(self.analyze.model)
+        self.setup.set_models(models, self._model_id())
 
     def _model_id(self) -> str:
         model = self.analyze.model

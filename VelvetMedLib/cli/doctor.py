@@ -28,7 +28,13 @@ def examine() -> dict[str, Any]:
     """All checks: each {name, ok, found, todo}. `ok` is True, False, or None for what is merely optional and absent."""
     checks = [_python(), *(_package(name, floor) for name, floor in NEEDED.items()), _device(), _memory(), _space(), *_bundles(), _sample()]
     checks += [_optional(name, use) for name, use in OPTIONAL.items()]
-    return {"velvetmed": __version__, "ready": all(c["ok"] is not False for c in checks), "checks": checks, "notice": RESEARCH_USE_ONLY}
+    return {
+        "velvetmed": __version__,
+        "ready": all(c["ok"] is not False for c in checks),
+        "devices": _devices(),
+        "checks": checks,
+        "notice": RESEARCH_USE_ONLY,
+    }
 
 
 def render(report: dict[str, Any]) -> str:
@@ -78,6 +84,15 @@ def _package(name: str, floor: str) -> dict[str, Any]:
 def _optional(name: str, use: str) -> dict[str, Any]:
     version = _version(name)
     return _check(name, True if version else None, version or f"not installed; only for {use}")
+
+
+def _devices() -> list[str]:
+    """Names that `--device` takes here."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _device() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from VelvetMedLib.worker.private import PrivateFolder
 from VelvetMedLib.worker.protocol import FINAL, GRACE_S, UNANSWERED, VERBS, Reply, Request, decode_reply
 from VelvetMedLib.worker.wording import exit_error, start_error
 
-__all__ = ["Event", "WorkerClient", "error_from", "server_argv"]
+__all__ = ["Child", "Event", "WorkerClient", "error_from", "server_argv"]
 
 
 @dataclass(frozen=True, kw_only=True)

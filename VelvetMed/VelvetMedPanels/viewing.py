@@ -1,0 +1,111 @@
+"""What the views show of a finding: the place, the fitting window, its segment, its callipers, and on request its heat-map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from VelvetMedCore.logic import Update, VelvetMedLogic
+from VelvetMedCore.navigation import jump_to, show_segment
+from VelvetMedCore.overlays import add_axes, add_heatmap, clear_axes, find_heatmap, lesion_callipers, show_over
+from VelvetMedCore.windows import fitting_window, set_window
+from VelvetMedLib.errors import VelvetMedError
+from VelvetMedLib.reports import ontology
+from VelvetMedPanels.common import error_text
+
+if TYPE_CHECKING:
+    from VelvetMedLib.case import Case, CaseFinding
+
+HEATMAP_RUN = "heatmap"
+
+
+class FindingViews:
+    """watch is called when the worker was asked for a heat-map; say shows a message beside the findings."""
+
+    def __init__(self, logic: VelvetMedLogic, watch: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._logic, self._watch, self._say = logic, watch, say
+        self._shown: tuple[str, str] | None = None  # the Case and the finding whose heat-map is wanted now
+
+    def show(self, case: Case, finding: CaseFinding, volume_node: Any, *, window: str, heatmap: bool, axes: bool) -> None:
+        """window: fitting, own (as it is), or the name of a window."""
+        if finding.link is None:
+            return
+        self._say("")
+        jump_to(finding.link.center_ras_mm)
+        segment = case.segment(finding.link.label) if finding.link.label is not None else None
+        segmentation = self._logic.nodes().segmentation
+        if segment is not None:
+            show_segment(segmentation, segment.name)
+        if window != "own":
+            set_window(volume_node, fitting_window(finding.name) if window == "fitting" else window)
+        lines = None
+        if axes and segment is not None and finding.link.kind == "lesion":
+            lines = lesion_callipers(segmentation, segment.name, finding.link.center_ras_mm)
+        if lines is not None:
+            add_axes(lines, case_id=case.id, finding=finding.name)
+        else:
+            clear_axes()
+        self._show_heatmap(case, finding, heatmap)
+
+    def _show_heatmap(self, case: Case, finding: CaseFinding, wanted: bool) -> None:
+        if not wanted or finding.by_person:
+            self._shown = None
+            show_over(None)
+            return
+        if not has_map(finding.name):
+            self._shown = None
+            show_over(None)
+            self._say(_("This finding is measured on whole organs: there is no heat-map of it."))
+            return
+        self._shown = (case.id, finding.name)
+        node = find_heatmap(case.id, finding.name)
+        show_over(node)
+        if node is None and not self._logic.busy:
+            self._ask_for_heatmap(case, finding)
+
+    def _ask_for_heatmap(self, case: Case, finding: CaseFinding) -> None:
+        try:
+            folder = self._logic.case_folder() / "heatmaps"
+            folder.mkdir(exist_ok=True)
+            params = {
+                "case": str(folder.parent),
+                "phrase": finding.display,
+                "out": str(folder / f"{finding.name}.nii.gz"),
+                "scan_grid": False,
+                **self._logic.model_params(),
+            }
+            self._logic.start_request("ground", params, name=HEATMAP_RUN, about=(case.id, finding.name, finding.display))
+        except VelvetMedError as error:
+            self._say(error_text(error))
+            return
+        self._watch()
+
+    def take(self, update: Update) -> None:
+        """News of a heat-map that was asked for."""
+        if update.kind == "failed" and update.error is not None:
+            self._say(error_text(update.error))
+        if update.kind != "done":
+            return
+        case_id, finding, display = update.about
+        try:
+            with slicer.util.WaitCursor():
+                node = add_heatmap(Path(str(update.data.get("heatmap"))), case_id=case_id, finding=finding, title=display)
+        except VelvetMedError as error:
+            self._say(error_text(error))
+            return
+        if self._shown == (case_id, finding):
+            show_over(node)
+
+    def forget(self) -> None:
+        """Nothing is shown any more; the scene is not touched."""
+        self._shown = None
+        self._say("")
+
+
+def has_map(finding: str) -> bool:
+    """Whether a finding has a lesion map; the others are measured on organs."""
+    return any(entry.name == finding and entry.lesion is not None for entry in ontology().findings)
