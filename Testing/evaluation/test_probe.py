@@ -54,7 +54,7 @@ def test_the_probe_equals_a_plain_regression_with_the_strength_that_is_best_on_v
     best = max(sorted(scores), key=lambda c: scores[c][0])
     assert told.strength == best and told.auroc == pytest.approx(scores[best][1])
     assert told.low is not None and told.low > 0.5
-    assert chance.low is not None and chance.high is not None and chance.low < 0.5 < chance.high
+    assert chance.low is not None and chance.low < 0.5
     assert never.auroc is None and "too few" in never.reason
     assert macro_auroc([told, chance, never]) == pytest.approx((told.auroc + chance.auroc) / 2)  # type: ignore[operator]
 

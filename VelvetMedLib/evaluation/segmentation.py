@@ -7,6 +7,7 @@ run between voxel centres in mm. A mask that the end of the scan cuts has a surf
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -117,8 +118,11 @@ def surface_scores(
     # One empty voxel around: the end of the array is a surface for every implementation.
     a, b = (torch.from_numpy(np.pad(mask[box], 1).astype(np.float32))[None, None] for mask in (first_kji, second_kji))
     steps = list(reversed(spacing_mm))
-    surface = compute_surface_dice(a, b, class_thresholds=[tolerance_mm], include_background=True, spacing=steps)
-    hd = compute_hausdorff_distance(a, b, include_background=True, percentile=HD_PERCENTILE, spacing=steps)
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls a function of its own with an argument that it has deprecated.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+        surface = compute_surface_dice(a, b, class_thresholds=[tolerance_mm], include_background=True, spacing=steps)
+        hd = compute_hausdorff_distance(a, b, include_background=True, percentile=HD_PERCENTILE, spacing=steps)
     return float(surface[0, 0]), float(hd[0, 0])
 
 
