@@ -16,6 +16,8 @@ set(MODULE_PYTHON_SCRIPTS
   "VelvetMedCore/results.py"
   "VelvetMedCore/runner.py"
   "VelvetMedCore/sample.py"
+  "VelvetMedCore/segment_figures.py"
+  "VelvetMedCore/segment_watch.py"
   "VelvetMedCore/settings.py"
   "VelvetMedCore/volumes.py"
   "VelvetMedCore/windows.py"

@@ -23,6 +23,7 @@ from VelvetMedLib.case.editing import (
     sentence_at,
     sentences,
     stale_segments,
+    take_revised,
 )
 
 WHEN = "2026-11-22T10:00:00+00:00"
@@ -154,3 +155,53 @@ def test_a_changed_case_reads_back_from_json_as_it_was_and_an_older_one_still_re
         for key in ("revision", "stale", "edited"):
             part.pop(key, None)
     assert Case.from_dict(older) == case
+
+
+def revised(case: Case, text: str = "A nodule of 9 mm in the left upper lobe.") -> tuple[Any, Any]:
+    """Findings and draft after a second look: the nodule is larger, the effusion is no longer spoken of."""
+    assert case.report is not None
+    findings = tuple(replace(f, size_mm=9.0, stale=False) if f.name == "lung_nodule" else replace(f, stale=False) for f in case.findings)
+    section = case.report.sections[0]
+    nodule = replace(section.sentences[0], text=text, support=0.93, stale=False, revision=None)
+    return findings, replace(case.report, sections=(replace(section, sentences=(nodule, section.sentences[1])),))
+
+
+def test_a_second_look_replaces_the_models_stale_words_and_nothing_else(case: Case) -> None:
+    old = mark_edited(judge(case, CONSOLIDATION, "accepted", when=WHEN), ["lung_nodule"])
+    after = take_revised(old, *revised(case))
+    assert texts(after) == ["A nodule of 9 mm in the left upper lobe.", "No consolidation."]
+    told = sentence_at(after, CONSOLIDATION).revision
+    assert told is not None and told.verdict == "accepted"
+    assert after.finding("lung_nodule").size_mm == 9.0 and not any(f.stale for f in after.findings)  # type: ignore[union-attr]
+
+
+def test_a_verdict_on_other_words_does_not_pass_to_new_ones_and_one_on_the_same_words_stays(case: Case) -> None:
+    old = mark_edited(judge(case, NODULE, "accepted"), ["lung_nodule"])
+    assert sentence_at(take_revised(old, *revised(case)), NODULE).revision is None
+    same = take_revised(old, *revised(case, sentence_at(case, NODULE).text))
+    told = sentence_at(same, NODULE).revision
+    assert told is not None and told.verdict == "accepted" and not sentence_at(same, NODULE).stale
+
+
+def test_a_persons_words_survive_a_second_look_and_stay_stale_until_the_person_says_that_they_hold(case: Case) -> None:
+    mine = rewrite(rewrite(case, NODULE, "A nodule of 8 mm."), EFFUSION, "Possibly some fluid.")
+    after = take_revised(mark_edited(add_sentence(mine, "Clips."), ["lung_nodule"]), *revised(case))
+    assert set(texts(after)) == {"A nodule of 8 mm.", "No consolidation.", "Possibly some fluid.", "Clips."}
+    nodule = sentence_at(after, NODULE)
+    assert nodule.stale and nodule.revision is not None and nodule.revision.machine_text == "A nodule of 9 mm in the left upper lobe."
+    assert restore(after, NODULE) and sentence_at(restore(after, NODULE), NODULE).text == "A nodule of 9 mm in the left upper lobe."
+    assert not sentence_at(judge(after, NODULE, "accepted"), NODULE).stale
+
+
+def test_a_finding_that_a_person_has_overruled_is_not_overruled_back(case: Case) -> None:
+    from VelvetMedLib.case.schema import Overruling
+
+    told = Overruling(machine_state="present", absent_below=0.95, present_from=0.99, changed=WHEN)
+    mine = replace(
+        case,
+        findings=tuple(replace(f, state="absent", overruling=told) if f.name == "lung_nodule" else f for f in case.findings),
+    )
+    after = take_revised(mark_edited(mine, ["lung_nodule"]), *revised(case))
+    found = after.finding("lung_nodule")
+    assert found is not None and (found.state, found.size_mm, found.stale) == ("absent", 9.0, False)
+    assert found.overruling is not None and found.overruling.machine_state == "present" and found.overruling.present_from == 0.99

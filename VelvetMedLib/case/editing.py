@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from VelvetMedLib.case.schema import Case, Report, Revision, Section, Sentence
+from VelvetMedLib.case.schema import Case, CaseFinding, Report, Revision, Section, Sentence
 from VelvetMedLib.reports.ontology import LUNG_LOBES, ontology
 from VelvetMedLib.reports.parse import parse_sentence
 from VelvetMedLib.reports.records import State
@@ -176,6 +176,60 @@ def mark_edited(case: Case, names: Collection[str]) -> Case:
             replace(s, stale=True) if s.state != "not_assessed" and touched(s.finding, s.link.label if s.link is not None else None) else s
         ),
     )
+
+
+def take_revised(case: Case, findings: Collection[CaseFinding], report: Report) -> Case:
+    """The case with what was stale replaced by what a new look at the edited segments gave.
+
+    findings, report: as if the model had segmented like the person. A state that a person has set stays, on the new figures. A
+    sentence in a person's words stays too: the model's new words go into its revision, and it is stale until the person says
+    that it holds. The model's own stale sentences are replaced, and a verdict on other words goes with them.
+    """
+    fresh = {f.name: f for f in findings}
+    kept = tuple(_remeasured(f, fresh[f.name]) if f.stale and f.name in fresh else f for f in case.findings)
+    old: dict[tuple[str, str | None], list[Sentence]] = {}
+    titles = [section.title for section in case.report.sections] if case.report is not None else []
+    for _, section, sentence in sentences(case):
+        old.setdefault((section.title, sentence.finding), []).append(sentence)
+    stale = {f.name for f in case.findings if f.stale}
+    parts: dict[str, list[Sentence]] = {title: [] for title in (*(s.title for s in report.sections), *titles)}
+    for section in report.sections:
+        for new in section.sentences:
+            before = old.pop((section.title, new.finding), [])
+            if new.finding is None or new.finding in stale:
+                parts[section.title] += [_renewed(sentence, new) for sentence in before] or [new]
+            else:
+                parts[section.title] += before
+    for (title, _finding), left in old.items():
+        # No longer in the model's draft: its own words go, a person's stay.
+        parts[title] += [s for s in left if s.by_person or not s.stale]
+    order = [t for t in parts if t != PERSONS_SECTION] + [t for t in parts if t == PERSONS_SECTION]
+    sections = tuple(Section(title=title, sentences=tuple(parts[title])) for title in order if parts[title])
+    return replace(case, findings=kept, report=Report(style=report.style, sections=sections))
+
+
+def _remeasured(before: CaseFinding, new: CaseFinding) -> CaseFinding:
+    """A finding on new figures, in the state that a person has set if they have."""
+    told = before.overruling
+    if told is None:
+        return new
+    if told.machine_state is None:
+        return before
+    return replace(new, state=before.state, overruling=replace(told, machine_state=new.state, machine_reason=new.reason))
+
+
+def _renewed(before: Sentence, new: Sentence) -> Sentence:
+    """The model's new sentence in the place of an old one."""
+    if before.revision is None:
+        return new
+    if not before.by_person:
+        same = before.text == new.text
+        told = replace(before.revision, machine_text=new.text, machine_state=new.state, machine_support=new.support)
+        return replace(new, revision=told if same else None)
+    if before.revision.machine_text is None:
+        return before
+    told = replace(before.revision, machine_text=new.text, machine_state=new.state, machine_support=new.support)
+    return replace(before, link=new.link, revision=told)
 
 
 def _each_sentence(case: Case, change: Callable[[Sentence], Sentence]) -> Case:
