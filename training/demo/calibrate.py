@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+
+from VelvetMedLib.evaluation.probe import auroc_interval
 
 MINIMUM_POSITIVES = 12
 CHANCE_MARGIN = 0.60
@@ -31,31 +32,12 @@ class FindingCalibration:
     negatives: int
 
 
-def auroc_interval(truth: NDArray[np.bool_], score: NDArray[np.float64], *, draws: int = 500, seed: int = 0) -> tuple[float, float, float]:
-    """AUROC with a 95 % bootstrap interval over cases, positives and negatives drawn apart."""
-    generator = np.random.default_rng(seed)
-    positive, negative = score[truth], score[~truth]
-    samples = [
-        roc_auc_score(
-            truth_sorted(len(positive), len(negative)),
-            np.concatenate([generator.choice(positive, len(positive)), generator.choice(negative, len(negative))]),
-        )
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(roc_auc_score(truth, score)), float(low), float(high)
-
-
-def truth_sorted(positives: int, negatives: int) -> NDArray[np.int64]:
-    """Labels for scores listed as all positives, then all negatives."""
-    return np.concatenate([np.ones(positives, np.int64), np.zeros(negatives, np.int64)])
-
-
 def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> FindingCalibration:
     """Platt scaling and thresholds for one finding.
 
     truth: 1 present, 0 absent, NaN uncertain or not assessed (left out). The threshold for `present` is the one of
-    best F0.5 on validation (a finding that is not there weighs more than one that is missed); `absent` is where at most one in ten of the truly present cases would be called absent.
+    best F0.5 on validation (a finding that is not there weighs more than one that is missed); `absent` is where at most
+    one in ten of the truly present cases would be called absent.
     """
     known = np.isfinite(truth)
     score, label = logit[known], truth[known] > 0.5

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from demo.calibrate import FindingCalibration, auroc_interval, calibrate
+from demo.calibrate import FindingCalibration, calibrate
 from demo.card import model_card
 from demo.data import PreparedCase, write_json_atomically
 from demo.encodings import EncodedCase, Overlap, lesion_thresholds
@@ -20,6 +20,7 @@ from demo.language import LanguageSettings, Reading, TextSource, decoder_loss, f
 from demo.sample import dice_on_sample
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
+from VelvetMedLib.evaluation.probe import auroc_interval
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology
