@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,26 @@ def test_other_files_in_the_output_folder_are_left_alone_and_no_part_remains(tmp
     assert _files(out) == ["index.html", "notes.txt"]
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["new site", "old site"])
+def test_a_damaged_case_among_good_ones_leaves_no_half_of_a_site(tmp_path, phantom, case_folder, dummy_viewer, old):
+    write_case(tmp_path / "good", phantom.case)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(case_folder, damaged)
+    path = damaged / "segmentation.nii.gz"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    out = tmp_path / "site"
+    if old:
+        review([case_folder], out, niivue=dummy_viewer)
+    before = (out / "index.html").read_bytes() if old else None
+    with pytest.raises(CaseError, match="changed after it was written"):
+        review([tmp_path / "good", damaged], out, niivue=dummy_viewer)
+    assert _files(tmp_path) == ["damaged", "good", *(["site"] if old else []), "viewer.js"]
+    if old:
+        assert _files(out) == ["index.html"] and (out / "index.html").read_bytes() == before
+
+
 def test_progress_runs_from_nothing_to_one(tmp_path, phantom, dummy_viewer):
     write_case(tmp_path / "a", phantom.case)
     seen = []
@@ -83,7 +104,7 @@ def test_a_page_above_the_size_limit_is_refused_and_leaves_nothing(tmp_path, cas
     monkeypatch.setattr(site, "MAX_PAGE_BYTES", 1000)
     with pytest.raises(UsageError, match="too large"):
         review([case_folder], tmp_path / "site", niivue=dummy_viewer)
-    assert _files(tmp_path / "site") == []
+    assert not (tmp_path / "site").exists()
 
 
 def test_without_a_fetched_viewer_the_page_is_written_all_the_same(tmp_path, case_folder, monkeypatch):

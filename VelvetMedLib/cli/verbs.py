@@ -15,6 +15,7 @@ from VelvetMedLib.errors import UsageError
 if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
     from VelvetMedLib.ct import Volume
+    from VelvetMedLib.tasks import Grounding
 
 
 def run(options: Namespace) -> None:
@@ -158,14 +159,24 @@ def ground(options: Namespace) -> None:
         "heatmap": f"heatmaps/{path.name}",
         "source": found.source,
         "score": found.score,
+        "threshold": found.threshold,
         "peak_ras_mm": list(found.peak_ras_mm),
         "finding": found.finding,
         "structures": [{"name": name, "cosine": cosine} for name, cosine in found.structures[:5]],
         "notice": RESEARCH_USE_ONLY,
     }
-    kind = "lesion probability" if found.source == "lesions" else "similarity"
-    text = f"Peak at RAS {_millimetres(found.peak_ras_mm)}: {kind} {found.score:.2f}; map in heatmaps/{path.name}\n{RESEARCH_USE_ONLY}"
-    show.result(data, text, as_json=options.json)
+    said = _grounded(found)
+    show.result(data, f"{said}; map in heatmaps/{path.name}\n{RESEARCH_USE_ONLY}", as_json=options.json)
+
+
+def _grounded(found: Grounding) -> str:
+    """Where a phrase is, or that nothing of the kind was seen."""
+    place = f"RAS {_millimetres(found.peak_ras_mm)}"
+    if found.source == "segment":
+        return f"The middle of the segment is at {place}"
+    if found.threshold is not None and found.score < found.threshold:
+        return f"Nothing is marked: the highest lesion probability is {found.score:.2f}, the model's threshold {found.threshold:.2f}"
+    return f"Peak at {place}: {'lesion probability' if found.source == 'lesions' else 'similarity'} {found.score:.2f}"
 
 
 def index(options: Namespace) -> None:
@@ -177,7 +188,8 @@ def index(options: Namespace) -> None:
     bundle = _bundle(options)
     with show.progress() as progress:
         done = tasks.index_folder(options.folder, options.out, bundle, keep_text=options.keep_text, progress=progress)
-    lines = [f"{done.count} cases are in the index.", *(f"Skipped {reason}" for reason in done.skipped), RESEARCH_USE_ONLY]
+    counted = "1 case is" if done.count == 1 else f"{done.count} cases are"
+    lines = [f"{counted} in the index.", *(f"Skipped {reason}" for reason in done.skipped), RESEARCH_USE_ONLY]
     data = {"index": str(options.out), "count": done.count, "skipped": list(done.skipped), "notice": RESEARCH_USE_ONLY}
     show.result(data, "\n".join(lines), as_json=options.json)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from VelvetMedLib.exports.view import case_summary, case_view
 
 Progress: TypeAlias = Callable[[float, str, float | None], None]
 
+INDEX = "index.html"
 MAX_PAGE_BYTES = 12_000_000
 
 
@@ -26,9 +29,9 @@ def review(cases: Sequence[Path], out: Path, *, niivue: Path | None = None, prog
     """Writes review pages for Case folders into the folder `out`; returns `out/index.html`.
 
     One case: index.html is its page. Several: index.html lists them and each has its own file beside it, so that a single
-    page can be handed on alone. Nothing in a page reaches for the network. Files are written whole, index.html last;
-    other files in `out` are left alone. Where the viewer script was never fetched the pages show still pictures and say how
-    to get it. Raises UsageError, CaseError or ScanError.
+    page can be handed on alone. Nothing in a page reaches for the network. Files are written whole, index.html last, and
+    only when all are made; other files in `out` are left alone. Where the viewer script was never fetched the pages show
+    still pictures and say how to get it. Raises UsageError, CaseError or ScanError.
     """
     if not cases:
         raise UsageError(
@@ -49,31 +52,35 @@ def review(cases: Sequence[Path], out: Path, *, niivue: Path | None = None, prog
     script = None if found is None else found.read_text(encoding="utf-8")
     read = [read_case(Path(folder)) for folder in cases]
     names = page_names(read)
-    out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
-    for number, (folder, case, name) in enumerate(zip(cases, read, names, strict=True)):
-        if progress is not None:
-            left = (time.monotonic() - started) / number * (len(read) - number) if number else None
-            progress(number / len(read), f"page {number + 1} of {len(read)}", left)
-        images = _images(Path(folder))
-        view = case_view(case)
-        html = pages.case_page(view, images, script, siblings=_siblings(names, number))
-        _write(out / name, html)
+    # Made beside the site and moved in at the end: one damaged case among many leaves no half of a site, and an old one whole.
+    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".pages-", dir=near) as staged:
+        for number, (folder, case, name) in enumerate(zip(cases, read, names, strict=True)):
+            if progress is not None:
+                left = (time.monotonic() - started) / number * (len(read) - number) if number else None
+                progress(number / len(read), f"page {number + 1} of {len(read)}", left)
+            images = _images(Path(folder))
+            view = case_view(case)
+            html = pages.case_page(view, images, script, siblings=_siblings(names, number))
+            _write(Path(staged) / name, html)
+            if len(read) > 1:
+                rows.append(case_summary(case) | {"href": name, "thumbnail": pages.thumbnail(view, images)})
         if len(read) > 1:
-            rows.append(case_summary(case) | {"href": name, "thumbnail": pages.thumbnail(view, images)})
-    index = out / "index.html"
-    if len(read) > 1:
-        _write(index, pages.index_page(rows))
+            _write(Path(staged) / INDEX, pages.index_page(rows))
+        out.mkdir(parents=True, exist_ok=True)
+        for name in [*(n for n in names if n != INDEX), INDEX]:
+            os.replace(Path(staged) / name, out / name)
     if progress is not None:
         progress(1.0, "done", 0.0)
-    return index
+    return out / INDEX
 
 
 def page_names(cases: Sequence[Case]) -> list[str]:
     """File name of each case's page: from its id, safe on every system, unique even where ids are not."""
     if len(cases) == 1:
-        return ["index.html"]
+        return [INDEX]
     names = []
     for number, case in enumerate(cases, start=1):
         safe = re.sub(r"[^A-Za-z0-9_-]+", "-", case.id).strip("-")[:48] or "case"
@@ -85,7 +92,7 @@ def _siblings(names: Sequence[str], number: int) -> dict[str, Any] | None:
     if len(names) == 1:
         return None
     return {
-        "index": "index.html",
+        "index": INDEX,
         "number": number + 1,
         "total": len(names),
         "previous": names[number - 1] if number > 0 else None,

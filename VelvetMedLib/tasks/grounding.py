@@ -1,12 +1,13 @@
 """Where in the scan a phrase is: a heat-map on the scan's own grid, and its peak in RAS mm.
 
-A phrase that names a finding with a lesion channel is answered by that channel's probability. Any other phrase is
-answered by the similarity of its words with the cells of the global view's middle level, and with every structure.
+A phrase that names a finding with a lesion channel is answered by that channel's probability, on the side or in the lobe
+that the phrase names. Any other phrase is answered by the similarity of its words with the cells of the global view's
+middle level, and with every structure; where the bundle never learnt such similarity, an organ is shown by its segment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,12 +17,13 @@ from VelvetMedLib.bundle.config import refuse
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.errors import UsageError
-from VelvetMedLib.reports import ontology
-from VelvetMedLib.reports.parse import find_findings
+from VelvetMedLib.reports import LUNG_LOBES, ontology
+from VelvetMedLib.reports.parse import find_findings, parse_sentence
 from VelvetMedLib.reports.questions import parse_question
 from VelvetMedLib.reports.sentences import split_sentences
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.encoding import Encoding, GlobalPart
+from VelvetMedLib.tasks.evidence import Evidence
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -31,18 +33,21 @@ LONGEST_TEXT_TOKENS = 160
 
 @dataclass(frozen=True, eq=False)
 class Grounding:
-    """heat_kji: float32, 0..1, on `grid`. source: "lesions" (a probability) or "similarity" (cosine, stretched to 0..1).
+    """heat_kji: float32, 0..1, on `grid`. source: "lesions" (a probability), "similarity" (cosine, stretched to 0..1) or
+    "segment" (1 in the organ that is named, peak in its middle).
 
     score: the probability or cosine at the peak. structures: names with their cosine, most similar first, for "similarity".
+    threshold: for "lesions" the probability from which the bundle marks a voxel; below it nothing of the kind was seen.
     """
 
     heat_kji: NDArray[np.float32]
     grid: Grid
     peak_ras_mm: Triple
     score: float
-    source: Literal["lesions", "similarity"]
+    source: Literal["lesions", "similarity", "segment"]
     finding: str | None
     structures: tuple[tuple[str, float], ...] = ()
+    threshold: float | None = None
 
     def on(self, grid: Grid) -> NDArray[np.float32]:
         """The heat-map on another grid, (k, j, i), 0 outside of it."""
@@ -67,24 +72,54 @@ def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
     sentences = checked_text(phrase)
     name = next(iter(find_findings(phrase)), None)
     if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
-        return _by_lesions(encoding, name)
+        return _by_lesions(encoding, name, phrase, bundle)
+    structure = parse_question(phrase)[1]
+    if "sentence" not in bundle.config.aligned_levels and name is None and structure is not None:
+        return _by_segment(encoding, structure, bundle)
     if "sentence" not in bundle.config.aligned_levels:
         raise refuse(
             f"The bundle {bundle.config.id!r} cannot place this phrase.",
             found="sentences and image cells that were never trained to agree",
-            expected="a phrase that names a finding which the bundle assesses and which has a lesion map, or a bundle aligned by sentences",
+            expected="a phrase that names an organ or a finding which the bundle assesses and marks, or a bundle aligned by sentences",
             next_step="Name such a finding ('velvetmed models show' lists them), or choose another bundle.",
         )
-    return _by_similarity(encoding, sentences, bundle, name, parse_question(phrase)[1])
+    return _by_similarity(encoding, sentences, bundle, name, structure)
 
 
-def _by_lesions(encoding: Encoding, name: str) -> Grounding:
+def _by_lesions(encoding: Encoding, name: str, phrase: str, bundle: Bundle) -> Grounding:
     fine, table = encoding.need_fine(), ontology()
     lesion = table.finding(name).lesion
     assert lesion is not None
-    map_xyz = fine.lesions_cxyz[table.lesion(lesion).channel]
-    heat = (map_xyz.transpose(2, 1, 0) / np.float32(255.0)).astype(np.float32)
-    return _peaked(heat, fine.grid, float(heat.max()), "lesions", name)
+    channel = table.lesion(lesion).channel
+    heat = (fine.lesions_cxyz[channel].transpose(2, 1, 0) / np.float32(255.0)).astype(np.float32)
+    said = next((record for record in parse_sentence(phrase) if record.name == name), None)
+    if said is not None:
+        evidence = Evidence(fine, bundle.config.lesion_thresholds)
+        side = said.side or table.site_side(said.site)
+        if side in ("left", "right"):
+            columns_r_mm = fine.grid.ijk_to_ras[0, 0] * np.arange(heat.shape[2]) + fine.grid.ijk_to_ras[0, 3]
+            other = columns_r_mm >= evidence.midline_mm if side == "left" else columns_r_mm < evidence.midline_mm
+            heat[:, :, other] = 0.0
+        if said.site in LUNG_LOBES:
+            # What lies in no lobe may belong to this one: a lesion's rim, or lung too dense to be told from the chest wall.
+            heat[evidence.mask(*(lobe for lobe in LUNG_LOBES if lobe != said.site))] = 0.0
+    found = _peaked(heat, fine.grid, float(heat.max()), "lesions", name)
+    return replace(found, threshold=bundle.config.lesion_thresholds[channel])
+
+
+def _by_segment(encoding: Encoding, structure: str, bundle: Bundle) -> Grounding:
+    fine = encoding.need_fine()
+    evidence = Evidence(fine, bundle.config.lesion_thresholds)
+    link = evidence.structure_link(structure)
+    if link is None:
+        raise UsageError(
+            f"The {ontology().structure(structure).display} was not found in this scan.",
+            found="no voxel that the model takes for it",
+            expected="an organ that the scan shows",
+            next_step="Ask for another organ, or give a scan that covers it.",
+        )
+    heat = evidence.mask(structure).astype(np.float32)
+    return Grounding(heat, fine.grid, link.center_ras_mm, 1.0, "segment", None)
 
 
 def _by_similarity(encoding: Encoding, sentences: list[str], bundle: Bundle, name: str | None, structure: str | None) -> Grounding:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from VelvetMedLib.case import Answer, CaseFinding, Link, Segment
+from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import Finding, FindingRecord, ontology
 from VelvetMedLib.reports.phrases import fill_slots
 from VelvetMedLib.reports.questions import parse_question
@@ -54,8 +55,18 @@ def answer(
     *,
     run: Run | None = None,
 ) -> Answer:
-    """One answer. Without an encoding and bundle the findings answer alone, without the decoder's word."""
+    """One answer. Without an encoding and bundle the findings answer alone, without the decoder's word.
+
+    Raises UsageError on an empty question.
+    """
     question = " ".join(question.split())[:LONGEST_QUESTION]
+    if not any(c.isalnum() for c in question):
+        raise UsageError(
+            "There is no question.",
+            found="an empty text",
+            expected='a question such as "Is there a pleural effusion?"',
+            next_step="Type a question and try again.",
+        )
     planned = plan_answer(question, findings, segments)
     confidence = planned.confidence
     if planned.key is not None and confidence is not None and encoding is not None and bundle is not None and has_decoder(bundle):
