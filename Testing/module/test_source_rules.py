@@ -26,6 +26,7 @@ ALLOWED_WIDGETS = {
     "QProgressBar",
     "QTableWidget",
     "QTextBrowser",
+    "QPlainTextEdit",
     "qMRMLWidget",
     "qMRMLNodeComboBox",
     "ctkCollapsibleButton",

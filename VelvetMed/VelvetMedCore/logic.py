@@ -20,11 +20,11 @@ from VelvetMedCore.library import library_root
 from VelvetMedCore.models import list_models
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
 from VelvetMedCore.protocols import WorkerConnection, WorkerEvent
-from VelvetMedCore.results import ResultNodes, case_from_text, case_to_text, fill_findings_table, insert_case
+from VelvetMedCore.results import VOLUME_ROLE, ResultNodes, case_from_text, case_to_text, fill_findings_table, insert_case
 from VelvetMedCore.runner import Surroundings, worker_command
 from VelvetMedCore.settings import Settings
 from VelvetMedCore.volumes import instance_uids, read_volume_node
-from VelvetMedLib.case import Answer, Case, Link, read_case, report_markdown, write_case
+from VelvetMedLib.case import Answer, Case, Link, read_case, report_markdown, update_case, write_case
 from VelvetMedLib.case.sources import write_sources
 from VelvetMedLib.errors import Cancelled, CaseError, VelvetMedError, WorkerError
 from VelvetMedLib.worker.client import WorkerClient, error_from
@@ -85,6 +85,7 @@ class VelvetMedLogic:
         self._job: _Job | None = None
         self._folders: list[Path] = []
         self._session: _Session | None = None
+        self._folder_text = ""
         self._finished: _Job | None = None
 
     # the worker
@@ -148,6 +149,16 @@ class VelvetMedLogic:
         voxels_kji, ijk_to_ras = read_volume_node(volume_node)
         return self._running_worker().put_volume(voxels_kji, ijk_to_ras)
 
+    def hand_over_array(self, array_kji: Any, ijk_to_ras: Any) -> dict[str, Any]:
+        """The same for an array that is in no node, such as a label map."""
+        self._refuse_a_second_job()
+        return self._running_worker().put_volume(array_kji, ijk_to_ras)
+
+    def case_volume(self) -> Any:
+        """The node of the scan that was analysed; None where it is no longer in the scene."""
+        node = self.nodes().case
+        return node.GetNodeReference(VOLUME_ROLE) if node is not None else None
+
     def model_params(self) -> dict[str, Any]:
         """`bundle` and `device` of a request about the analysis in the scene: the model that made it."""
         case, session = self.case(), self._session
@@ -164,7 +175,10 @@ class VelvetMedLogic:
         Raises CaseError where there is no analysis.
         """
         session, case, node = self._session, self.case(), self.nodes().case
-        if session is not None and self._is_current(session) and session.folder.is_dir():
+        if session is not None and case is not None and self._is_current(session) and session.folder.is_dir():
+            if (text := case_to_text(case)) != self._folder_text:
+                update_case(session.folder, case)  # what a person changed since counts in answers, too
+                self._folder_text = text
             return session.folder
         if case is None or node is None:
             raise CaseError(
@@ -182,10 +196,14 @@ class VelvetMedLogic:
         node = self.nodes().case
         return node is not None and node.GetID() == session.case_node_id
 
+    def private_folder(self) -> Path:
+        """A new folder that only this user can enter; gone when the scene is closed or the module ends."""
+        folder = Path(tempfile.mkdtemp(prefix="velvetmed-", dir=slicer.app.temporaryPath))
+        self._folders.append(folder)
+        return folder
+
     def _new_folder(self) -> Path:
-        parent = Path(tempfile.mkdtemp(prefix="velvetmed-", dir=slicer.app.temporaryPath))
-        self._folders.append(parent)
-        return parent / "case"
+        return self.private_folder() / "case"
 
     def cancel(self) -> None:
         """Asks the running job to stop; the end comes from `poll`. The scene stays as it was."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from VelvetMedLib.shapes import Affine, LabelsKJI
 
 ROLE = "VelvetMed.Role"
+VOLUME_ROLE = "volume"
+"""By which the node of a Case knows the scan that was analysed, whatever is chosen for the next analysis."""
 NAME_PREFIX = "VelvetMed"
 FINDING_COLUMNS = ("Finding", "State", "Probability", "Side", "Place", "Size (mm)", "R (mm)", "A (mm)", "S (mm)", "By")
 ORGAN_CATEGORY = ("123037004", "SCT", "Anatomical Structure")
@@ -53,6 +55,8 @@ def insert_case(case: Case, folder: Path, volume_node: Any) -> ResultNodes:
             _remove(node)
         raise
     *segmentation, findings, report, kept = added
+    if volume_node is not None:
+        kept.SetNodeReferenceID(VOLUME_ROLE, volume_node.GetID())
     return ResultNodes(segmentation=segmentation[0] if segmentation else None, findings=findings, report=report, case=kept)
 
 

@@ -43,3 +43,12 @@ class Settings:
     @device.setter
     def device(self, value: str) -> None:
         self._set("Device", value)
+
+    @property
+    def index_folder(self) -> str:
+        """The index of similar scans that was used last."""
+        return self._get("IndexFolder")
+
+    @index_folder.setter
+    def index_folder(self, value: str) -> None:
+        self._set("IndexFolder", value)

@@ -18,13 +18,15 @@ from VelvetMedCore.parameters import parameter_node, read_parameters, write_para
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, CaseFinding, Segment
 from VelvetMedLib.errors import CaseError, VelvetMedError
-from VelvetMedLib.reports import suggested_questions
 from VelvetMedPanels.analyze import AnalyzePanel
-from VelvetMedPanels.ask import AskPanel
+from VelvetMedPanels.ask import AskPanel, questions_for
 from VelvetMedPanels.findings import FindingsPanel
 from VelvetMedPanels.report import ReportPanel
+from VelvetMedPanels.reviewing import RUNS, Reviewing
+from VelvetMedPanels.save import SavePanel
 from VelvetMedPanels.segments import SegmentsPanel
 from VelvetMedPanels.setup import SetupPanel
+from VelvetMedPanels.similar import SimilarPanel
 from VelvetMedPanels.viewing import HEATMAP_RUN, FindingViews
 
 if TYPE_CHECKING:
@@ -51,9 +53,20 @@ class Board:
             self.ui.findingsSection, self.go_to_finding, self.on_choice, self.change, place=self.place, thresholds=self.thresholds
         )
         self.views = FindingViews(logic, watch, self.findings.say)
-        self.report = ReportPanel(self.ui.reportSection, self.go_to)
-        self.ask = AskPanel(self.ui.askSection, self.start_question, self.go_to)
-        self.segments = SegmentsPanel(self.ui.segmentsSection, self.go_to_segment)
+        self.reviewing = Reviewing(self, logic, watch)
+        self.report = ReportPanel(self.ui.reportSection, self.go_to, self.change, self.reviewing.recompute)
+        self.ask = AskPanel(self.ui.askSection, self.start_question, self.go_to, logic.cancel)
+        self.similar = SimilarPanel(
+            self.ui.similarSection,
+            build=self.reviewing.build,
+            search=self.reviewing.search,
+            open_hit=self.reviewing.open_hit,
+            cancel=logic.cancel,
+            close=self.reviewing.close_beside,
+            index_folder=logic.settings.index_folder,
+        )
+        self.segments = SegmentsPanel(self.ui.segmentsSection, self.go_to_segment, self.reviewing.recompute)
+        self.save = SavePanel(self.ui.saveSection, self.reviewing.save)
         self._filling = False
         self.ui.setupSection.collapsed = self.setup.acknowledged
         self.root.setMRMLScene(slicer.mrmlScene)
@@ -98,7 +111,7 @@ class Board:
             self.analyze.failed(error)
             return
         self.analyze.running()
-        self.ask.busy(True)
+        self.busy(True)
         self._watch()
 
     def start_question(self, question: str) -> None:
@@ -107,8 +120,13 @@ class Board:
         except VelvetMedError as error:
             self.ask.failed(error)
             return
-        self.ask.busy(True)
+        self.busy(True)
         self._watch()
+
+    def busy(self, busy: bool) -> None:
+        """One run at a time: what would start another is off until this one ends."""
+        self.ask.busy(busy)
+        self.similar.busy(busy)
 
     def go_to(self, link: Any) -> None:
         """Slice views to the link's centre; the segment that is meant becomes visible."""
@@ -146,7 +164,7 @@ class Board:
             LOG.warning("A change was refused: %s", problem)
             return
         self.logic.change_case(changed)
-        self._show(changed)
+        self.show(changed)
 
     def go_to_segment(self, segment: Segment) -> None:
         jump_to(segment.center_ras_mm)
@@ -159,18 +177,23 @@ class Board:
         if update.name == HEATMAP_RUN:
             self.views.take(update)
             return
+        if update.name in RUNS:
+            self.reviewing.take(update)
+            return
         if update.kind == "progress":
             if self.analyze.is_running:  # the progress of a question is the Ask panel's own
                 self.analyze.progress(update.fraction, update.stage, update.seconds_left)
             return
-        self.ask.busy(False)
+        asked = self.ask.asking
+        self.busy(False)
         if update.kind == "result":
             self._insert(update)
         elif update.kind == "answer":
             self.refresh_from_scene()
+        elif update.kind == "cancelled" and asked:
+            self.ask.say(_("Stopped."))
         elif update.kind == "cancelled":
             self.analyze.idle(_("Stopped. Nothing was changed."))
-            self.ask.say("")
         elif update.error is not None:
             LOG.warning("A run failed: %s", update.error.what)
             (self.analyze if self.analyze.is_running else self.ask).failed(update.error)
@@ -198,16 +221,19 @@ class Board:
                 self.analyze.ui.volumeSelector.setCurrentNodeID(parameters.inputVolume)
             self.findings.set_filter(parameters.findings_filter)
             self.analyze.set_parts(parameters.parts.split())
-            self._show(self._case_of_scene())
+            self.show(self._case_of_scene())
         finally:
             self._filling = False
 
     def clear(self) -> None:
         """Nothing is shown any more; the scene is not touched."""
         self.analyze.idle("")
-        self.ask.busy(False)
+        self.busy(False)
+        self.ask.say("")
         self.views.forget()
-        self._show(None)
+        self.reviewing.stop()
+        self.similar.clear()
+        self.show(None)
 
     def listen(self, on: bool) -> None:
         """Whether this module is in front: only then its keys work."""
@@ -217,6 +243,7 @@ class Board:
         """Lets go of the scene."""
         self.listen(False)
         self.setup.stop()
+        self.reviewing.stop()
         self.analyze.set_scene(None)
         self.root.setMRMLScene(None)
 
@@ -227,18 +254,33 @@ class Board:
             self.analyze.failed(error)
             return None
 
-    def _show(self, case: Case | None) -> None:
+    def show(self, case: Case | None) -> None:
+        """One analysis in every panel; None clears them."""
         self._case = case
+        segmentation = self.logic.nodes().segmentation if case is not None else None
         self.findings.show_case(case)
         self.report.show_case(case)
-        self.ask.show_case(case, suggested_questions(map(CaseFinding.record, case.findings)) if case is not None else [])
-        self.segments.show_case(case, self.logic.nodes().segmentation if case is not None else None)
+        self.ask.show_case(case, questions_for(case) if case is not None else [])
+        self.segments.show_case(case, segmentation)
+        self.save.show_case(case, segmentation)
+        self.reviewing.show(case)
+        self.refresh_similar()
+
+    def refresh_similar(self) -> None:
+        ready = self.setup.acknowledged and self.analyze.model is not None
+        self.similar.set_state(ready=ready, has_scan=self.analyze.volume is not None, is_open=self.reviewing.is_beside)
+
+    def model_folder(self) -> str:
+        """The bundle that is chosen for the next request that is not about an analysis; empty: none."""
+        model = self.analyze.model
+        return str(model.folder) if model is not None else ""
 
     def _fill_models(self, chosen: str) -> None:
         models = list_models(library_root())
         self.analyze.set_models([entry for entry in models if not entry.problem], chosen)
         self.analyze.allow(self.setup.acknowledged)
         self.setup.set_models(models, self._model_id())
+        self.refresh_similar()
 
     def _model_id(self) -> str:
         model = self.analyze.model

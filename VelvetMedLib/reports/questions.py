@@ -36,6 +36,8 @@ _YES = "yes"
 _NO = "no"
 _PERHAPS = "uncertain"
 _UNSEEN = "not assessed on this scan"
+_OF_EACH = 2
+"""Suggested questions about absent findings and about structures: enough to show that they can be asked."""
 _UNCERTAIN_RATE = 0.5
 _NOT_ASSESSED_RATE = 0.06
 _SIDE_WORDS = {"left": "left", "right": "right", "both": "both sides"}
@@ -195,8 +197,9 @@ def _structure(words: str) -> str | None:
     return next((name for name, pattern in _structure_words() if pattern.search(words)), None)
 
 
-def suggested_questions(records: Iterable[FindingRecord], *, limit: int = 6) -> list[str]:
-    """A few questions worth asking of a case: the whole, then details of what is present, then doubts."""
+def suggested_questions(records: Iterable[FindingRecord], *, structures: Iterable[str] = (), limit: int = 8) -> list[str]:
+    """A few questions worth asking of a case: the whole, details of what is present, doubts, what was looked for and not found,
+    and the size of segmented structures (names, the most interesting first). What was not assessed is not asked for."""
     records = list(records)
     result = ["What are the findings?"]
     for record in (r for r in records if r.state == "present"):
@@ -213,5 +216,9 @@ def suggested_questions(records: Iterable[FindingRecord], *, limit: int = 6) -> 
     for record in (r for r in records if r.state == "uncertain"):
         finding = ontology().finding(record.name)
         result.append(f"Is there {_with_article(finding)}?")
-    result += ["Is there a pleural effusion?", "Is there a lung nodule?", "Is the scan normal?"]
+    absent = [ontology().finding(record.name) for record in records if record.state == "absent"]
+    result += [f"Is there {_with_article(finding)}?" for finding in absent[:_OF_EACH]]
+    known = {structure.name: structure.display for structure in ontology().structures}
+    result += [f"What is the volume of the {known[name]}?" for name in list(structures)[:_OF_EACH] if name in known]
+    result.append("Is the scan normal?")
     return list(dict.fromkeys(result))[:limit]
