@@ -138,9 +138,9 @@ def _add_line(title: str, ends: Sequence[Triple], color: tuple[float, float, flo
     node = scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", scene.GenerateUniqueName(title))
     for point in ends:
         node.AddControlPoint(vtk.vtkVector3d(*point))
-    for name, value in ((ROLE, AXIS), (OF_CASE, case_id), (OF_FINDING, finding)):
+    # Markups write their measurements into the description, so the notice is an attribute.
+    for name, value in ((ROLE, AXIS), (OF_CASE, case_id), (OF_FINDING, finding), ("VelvetMed.Notice", RESEARCH_USE_ONLY)):
         node.SetAttribute(name, value)
-    node.SetDescription(RESEARCH_USE_ONLY)
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetSelectedColor(*color)

@@ -159,20 +159,25 @@ class FindingsPanel:
         self._case_id = case.id if case is not None else ""
         self._all = tuple(case.findings) if case is not None else ()
         self.ui.addButton.enabled = case is not None
-        self._fill(kept)
+        # A chosen finding stays although the filter would hide it: its thresholds may be on their way.
+        self._fill(kept, always=kept)
 
     @property
     def current(self) -> CaseFinding | None:
         row = self.ui.findingsTable.currentRow()
         return self._rows[row] if 0 <= row < len(self._rows) else None
 
-    def _fill(self, kept: CaseFinding | None) -> None:
+    def _fill(self, kept: CaseFinding | None, *, always: CaseFinding | None = None) -> None:
         self._filling = True
         table = self.ui.findingsTable
         table.blockSignals(True)
         states = dict(FILTERS)[self.filter]
         words = self.ui.filterEdit.text.casefold().split()
-        wanted = [f for f in self._all if f.state in states and all(word in _searched(f) for word in words)]
+        wanted = [
+            f
+            for f in self._all
+            if (f.state in states and all(word in _searched(f) for word in words)) or (always is not None and _same(f, always))
+        ]
         self._rows = self._sorted(wanted)
         self._items = []  # Python keeps the items alive: the table of PythonQt does not own what it is given
         table.setRowCount(len(self._rows))
