@@ -40,6 +40,10 @@ def test_later_assignments_win() -> None:
     assert overridden(tiny(), ["agg=sum", "agg=mean"]).agg == "mean"
 
 
+def test_the_order_of_settings_that_belong_together_does_not_matter() -> None:
+    assert overridden(tiny(), ["itc=none", "mm=false"]) == overridden(tiny(), ["mm=false", "itc=none"])
+
+
 def test_an_unknown_name_is_refused_and_the_nearest_one_named() -> None:
     with pytest.raises(UsageError) as caught:
         overridden(tiny(), ["optimizer.learning_rate=1"])

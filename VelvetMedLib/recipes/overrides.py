@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -27,7 +27,12 @@ def names_of(settings: Settings, before: str = "") -> dict[str, Any]:
 
 
 def overridden(settings: S, assignments: Iterable[str]) -> S:
-    """`settings` with every `name=value` applied, in order. Raises UsageError on an unknown name or a value of the wrong kind."""
+    """`settings` with every `name=value` applied; of several for one name the last counts.
+
+    All are applied before the settings check themselves, so that their order does not matter. Raises UsageError on an
+    unknown name, a value of the wrong kind, or values that do not fit together.
+    """
+    changes: dict[str, str] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
@@ -37,31 +42,36 @@ def overridden(settings: S, assignments: Iterable[str]) -> S:
                 expected="for example optimiser.learning_rate=1e-3",
                 next_step="Write the dotted name, an equals sign and the value, without spaces.",
             )
-        settings = _with(settings, name.strip(), name.strip().split("."), text.strip(), settings)
-    return settings
+        changes[name.strip()] = text.strip()
+    return _changed(settings, changes, "", settings)
 
 
-def _with(settings: S, name: str, path: list[str], text: str, whole: Settings) -> S:
+def _changed(settings: S, changes: Mapping[str, str], before: str, whole: Settings) -> S:
+    """changes: names below `before` -> text."""
+    hints = get_type_hints(type(settings))
     known = {f.name for f in fields(settings)}  # type: ignore[arg-type]
-    first, rest = path[0], path[1:]
-    if first not in known:
-        raise _unknown(name, whole)
-    value = getattr(settings, first)
-    hint = get_type_hints(type(settings))[first]
-    if rest:
-        if not isinstance(value, Settings):
-            raise _unknown(name, whole)
-        return _replaced(settings, first, _with(value, name, rest, text, whole))
-    if isinstance(value, Settings):
-        inner = ", ".join(f"{name}.{n}" for n in names_of(value))
-        raise UsageError(
-            f"The setting {name} is a group of settings.", found=f"{name}={text}", expected=inner, next_step="Set one of these."
-        )
-    return _replaced(settings, first, _parsed(name, hint, text))
-
-
-def _replaced(settings: S, name: str, value: Any) -> S:
-    changed: S = replace(settings, **{name: value})  # type: ignore[type-var]
+    inner: dict[str, dict[str, str]] = {}
+    values: dict[str, Any] = {}
+    for name, text in changes.items():
+        first, dot, rest = name.partition(".")
+        value = getattr(settings, first) if first in known else None
+        group = isinstance(value, Settings)
+        if first not in known or (dot and not group):
+            raise _unknown(before + name, whole)
+        if dot:
+            inner.setdefault(first, {})[rest] = text
+        elif isinstance(value, Settings):
+            choices = ", ".join(f"{before}{name}.{n}" for n in names_of(value))
+            raise UsageError(
+                f"The setting {before}{name} is a group of settings.",
+                found=f"{before}{name}={text}",
+                expected=choices,
+                next_step="Set one of these.",
+            )
+        else:
+            values[first] = _parsed(before + name, hints[first], text)
+    values |= {first: _changed(getattr(settings, first), below, f"{before}{first}.", whole) for first, below in inner.items()}
+    changed: S = replace(settings, **values)  # type: ignore[type-var]
     return changed
 
 
