@@ -13,7 +13,7 @@ They run once, on the features of the whole effective batch kept as leaves; all 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -58,7 +58,8 @@ Features: TypeAlias = Mapping[str, Any]
 class StudyBatch:
     """B items (a volume and its report) with all that encoders and objectives read of them. Dictionaries are keyed by feature key.
 
-    study: int64 [B], `groups.study_key` of the study; keys the noise, so it must not depend on epoch, rank or place.
+    study: int64 [B], `groups.study_key` of the study; keys the noise, so it must not depend on epoch, rank or place. Two
+        series of one study share their noise: as wrong partners of another study, the likelier one stands for both.
     group: int64 [B], `groups.close_groups` over the WHOLE cohort; equal = one another's positives, never negatives.
     images: encoder inputs [B, 1, X, Y, Z]. view_spacing_mm: [B, 3] of the global view.
     texts: layouts as the text encoder reads them; those of "text.masked_*" hold the masked ids.
@@ -114,7 +115,7 @@ class Terms:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Turns features into (sum, count) terms. Owns small heads at most; the shared model comes as an argument.
 
     needs: feature keys it reads. across: it compares the studies of a batch with one another, so that its features are

@@ -121,14 +121,17 @@ def local_scores(cells: Tensor, units: Tensor, unit_mask: Tensor, settings: Loca
     return torch.cat([cast(Tensor, _Recomputed.apply(cells, u, m, settings)) for u, m in chunks], dim=1)
 
 
-def local_attention(cosines: Tensor, mask: Tensor, settings: LocalContrastSettings) -> Tensor:
-    """Attention of each unit over the cells; cosines: [..., M, K], mask: [..., 1, K]. Sums to 1 over M in every column."""
+def local_attention(cosines: Tensor, mask: Tensor, settings: LocalContrastSettings, *, cells_dim: int = -2) -> Tensor:
+    """Attention of each unit over the cells; cosines: [..., M, ..., K] with the cells along `cells_dim`, units last; mask: [..., K].
+
+    Sums to 1 over the cells, for every unit. The mask is broadcast against the cosines; True = real unit.
+    """
     if settings.local_tau:
-        return (cosines / settings.local_tau).softmax(dim=-2)
+        return (cosines / settings.local_tau).softmax(dim=cells_dim)
     if settings.skip_text_softmax:
-        return (settings.tau1 * cosines).softmax(dim=-2)
+        return (settings.tau1 * cosines).softmax(dim=cells_dim)
     p = cosines.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    return (settings.tau1 * p).softmax(dim=-2)
+    return (settings.tau1 * p).softmax(dim=cells_dim)
 
 
 @torch.no_grad()
@@ -145,9 +148,10 @@ def attention_peak(cells: Tensor, units: Tensor, unit_mask: Tensor, settings: Lo
 def _block_scores(cells: Tensor, units: Tensor, mask: Tensor, settings: LocalContrastSettings) -> Tensor:
     """`local_scores` of some texts, none of them without units: [B, M, D], [n, K, D], [n, K] -> [B, n]."""
     images, texts, longest = len(cells), len(units), units.shape[1]
-    cosines = (cells @ units.flatten(0, 1).T).unflatten(-1, (texts, longest)).transpose(1, 2)  # [B, n, M, K]
-    w = local_attention(cosines, mask[None, :, None, :], settings)
-    contexts = (w.transpose(2, 3).flatten(1, 2) @ cells).view(images, texts, longest, -1)
+    # [B, M, n, K]: in this order neither soft-max nor either product has to copy the block.
+    cosines = (cells @ units.flatten(0, 1).T).unflatten(-1, (texts, longest))
+    w = local_attention(cosines, mask, settings, cells_dim=1)
+    contexts = (w.flatten(2).transpose(1, 2) @ cells).view(images, texts, longest, -1)
     similarity = (functional.normalize(contexts, dim=-1) * units).sum(dim=-1)
     scores = (settings.tau2 * similarity).masked_fill(~mask, -torch.inf).logsumexp(dim=-1)
     if settings.agg == "mean":
