@@ -1,0 +1,211 @@
+"""One segmentation fine-tuning from data set and encoder to the table of results, as a call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetuning.augment import plan_flips
+from finetuning.batches import CropMaker
+from finetuning.encoders import SCRATCH, EncoderStart
+from finetuning.learning import SegmentationTrainer, predict
+from finetuning.settings import SegmentationSettings
+from finetuning.store import StoredCase, prepare
+from finetuning.tasks import SegmentationTask, with_splits
+from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.ct import read_labels, resample_labels, write_nifti
+from VelvetMedLib.engine.files import write_json, write_text
+from VelvetMedLib.engine.manifest import Quarantined
+from VelvetMedLib.engine.randomness import seed_torch
+from VelvetMedLib.engine.runfolder import RunFolder, environment
+from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.evaluation.segmentation import StructureScore, as_markdown, as_records, mean_dice, score_case, summarise
+from VelvetMedLib.models.swin_unetr import SwinUnetr, SwinUnetrConfig
+
+RESULTS, TABLE, QUARANTINE = "results.json", "results.md", "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """code: 0 done, `STOPPED` on request (then no scores). scores: of the evaluated split, on the scans' own grids."""
+
+    code: int
+    split: str = ""
+    scores: tuple[StructureScore, ...] = ()
+
+    @property
+    def dice(self) -> float:
+        """Mean over structures of the mean over scans."""
+        return mean_dice(self.scores)
+
+
+def finetune_segmentation(
+    task: SegmentationTask,
+    start: EncoderStart,
+    settings: SegmentationSettings,
+    *,
+    run: Path,
+    steps: int,
+    seed: int,
+    store: Path | None = None,
+    processes: int = 1,
+    device: str = "",
+    save_predictions: bool = False,
+    say: Callable[[str], None] = print,
+    after_step: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train a SwinUNETR-type network on the task and evaluate its best weights; called again, it goes on where it stopped.
+
+    store: prepared scans, by default in the run folder; several runs may share one. Raises TrainingError or UsageError.
+    """
+    settings = replace(settings, swin=start.config)
+    if settings.swin.in_channels != 1:
+        raise TrainingError(
+            "The encoder reads more than one channel.",
+            found=f"{settings.swin.in_channels} channels",
+            expected="1, a CT volume",
+            next_step="Give another encoder.",
+        )
+    plan = plan_flips(task.names, settings.augment)
+    task = with_splits(task, val_share=settings.data.val_share, train_cases=settings.data.train_cases, seed=seed)
+    folder = RunFolder(run)
+    try:
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = {"kind": task.kind, "structures": task.names, "cases": {part: len(task.of(part)) for part in ("train", "val", "test")}}
+        resumed = folder.check({"recipe": settings.to_dict(), "task": kind, "encoder": start.origin, "steps": steps, "seed": seed})
+        folder.note_start(environment(str(on), Path(__file__).parent))
+        cases, quarantined = prepare(task, store or run / "prepared", settings.data, processes=processes, progress=_told(say))
+        _note(run, quarantined, len(task.cases), say)
+        parts = {part: [case for case in cases if case.files.split == part] for part in ("train", "val", "test")}
+        _enough(parts)
+        seed_torch(seed, "start")
+        model = SwinUnetr(SwinUnetrConfig(swin=settings.swin, classes=len(task.labels) + 1))
+        if start.tensors is not None:
+            model.load_encoder(start.tensors)
+        if not resumed:
+            say(_described(model, start, parts, task))
+        maker = CropMaker(parts["train"], settings.data, settings.augment, plan, seed)
+        trainer = SegmentationTrainer(
+            model,
+            parts["train"],
+            parts["val"],
+            maker,
+            settings,
+            names=task.names,
+            run=run,
+            steps=steps,
+            seed=seed,
+            device=on,
+            after_step=after_step,
+        )
+        code = trainer.run()
+        if code:
+            return Outcome(code=code)
+        trainer.take_best()
+        split = "test" if parts["test"] else "val"
+        predictions = run / "predictions" if save_predictions else None
+        scores = evaluate(model, parts[split], task, settings, on, predictions=predictions)
+        _write_results(run, split, scores, settings, start, {part: len(found) for part, found in parts.items()}, trainer.progress.best_step)
+        say(f"Mean Dice on {split}: {mean_dice(scores):.3f}. The table is {TABLE} in the run folder.")
+        return Outcome(code=0, split=split, scores=tuple(scores))
+    finally:
+        folder.close()
+
+
+def evaluate(
+    model: SwinUnetr,
+    cases: Sequence[StoredCase],
+    task: SegmentationTask,
+    settings: SegmentationSettings,
+    device: torch.device,
+    *,
+    predictions: Path | None = None,
+) -> list[StructureScore]:
+    """Scores on each scan's own grid, against its own label file: found classes go back by nearest neighbour.
+
+    predictions: folder for the found label maps as NIfTI, with the values of the data set's label files.
+    """
+    scores = []
+    values = np.array([0, *(label.value for label in task.labels)], np.uint32)
+    for case in cases:
+        truth_kji, grid = read_labels(case.files.label)
+        found_xyz = predict(model, case, settings, device)
+        found_kji = resample_labels(np.ascontiguousarray(found_xyz.transpose(2, 1, 0)), case.grid, grid)
+        truth = np.zeros(truth_kji.shape, np.uint8)
+        for n, label in enumerate(task.labels, start=1):
+            truth[truth_kji == label.value] = n
+        scores += score_case(found_kji, truth, grid.spacing_mm, dict(enumerate(task.names, start=1)), case=case.name)
+        if predictions is not None:
+            predictions.mkdir(parents=True, exist_ok=True)
+            smallest = np.uint8 if values.max() < 256 else np.uint16 if values.max() < 65536 else np.uint32
+            write_nifti(predictions / f"{case.name}.nii.gz", values[found_kji].astype(smallest), grid)
+    return scores
+
+
+def _enough(parts: dict[str, list[StoredCase]]) -> None:
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise TrainingError(
+                f"There is no usable case to {'train on' if part == 'train' else 'choose the best weights by'}.",
+                found=", ".join(f"{len(found)} {name}" for name, found in parts.items()),
+                expected="at least one training and one validation case",
+                next_step="Add labelled cases, or read quarantine.jsonl for why cases were left out.",
+            )
+
+
+def _note(run: Path, quarantined: Sequence[Quarantined], total: int, say: Callable[[str], None]) -> None:
+    """The list of what was left out; an empty list leaves no file."""
+    path = run / QUARANTINE
+    if quarantined:
+        write_text(path, "".join(json.dumps(entry.as_dict(), ensure_ascii=False) + "\n" for entry in quarantined))
+        first = quarantined[0]
+        say(f"{len(quarantined)} of {total} cases were left out ({QUARANTINE}); the first: {first.study}: {first.reason}")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        if done == total or done % 20 == 0:
+            say(f"prepared {done} of {total} scans")
+
+    return told
+
+
+def _described(model: SwinUnetr, start: EncoderStart, parts: dict[str, list[StoredCase]], task: SegmentationTask) -> str:
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    counts = ", ".join(f"{len(found)} {part}" for part, found in parts.items())
+    origin = "random start" if start.origin["kind"] == SCRATCH else f"encoder from {start.origin['kind']}"
+    return f"{millions:.1f} M parameters, {origin}; {len(task.labels)} structures; {counts} cases"
+
+
+def _write_results(
+    run: Path,
+    split: str,
+    scores: Sequence[StructureScore],
+    settings: SegmentationSettings,
+    start: EncoderStart,
+    counts: dict[str, int],
+    best_step: int,
+) -> None:
+    lines = summarise(scores)
+    facts: dict[str, Any] = {
+        "disclaimer": RESEARCH_USE_ONLY,
+        "split": split,
+        "cases": counts,
+        "best_step": best_step,
+        "encoder": start.origin,
+        "mean_dice": mean_dice(scores) if lines else None,
+        "structures": as_records(lines),
+        "scans": as_records(scores),
+    }
+    write_json(run / RESULTS, facts)
+    head = f"{RESEARCH_USE_ONLY}\n\nSplit: {split} ({counts[split]} scans), on the scans' own grids. "
+    head += f"Trained on {counts['train']} scans from: {start.origin['kind']}.\n\n"
+    write_text(run / TABLE, head + as_markdown(lines))
