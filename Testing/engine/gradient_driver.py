@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.sampler import part_of
 from VelvetMedLib.engine.store import open_store
 from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.objectives.base import StudyBatch
 from VelvetMedLib.recipes.overrides import overridden
 from VelvetMedLib.recipes.velvet import micro
 
@@ -33,7 +35,7 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
     studies, _ = open_store(manifest.studies, store, recipe.views)
     tokenizer = ReportTokenizer(folder / "tokenizer.json")
     seed_torch(1, "weights")
-    learner = Learner(recipe, tokenizer.vocab_size)
+    learner = Learner(recipe, tokenizer.vocab_size).double()
     maker = BatchMaker(
         studies,
         groups_of(studies),
@@ -47,9 +49,19 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
     )
     mine = part_of(NAMES, processes.rank, processes.world_size)
     parts = [part_of(mine, n, recipe.loop.micro_batches) for n in range(recipe.loop.micro_batches)]
-    result = step_gradients(learner, [maker.batch(part, 0) for part in parts], processes.context(3, 7), processes, 3)
+    # float64: restoration's absolute value has a kink, and float32's last bit decides the sign of a gradient there.
+    batches = [in_float64(maker.batch(part, 0)) for part in parts]
+    result = step_gradients(learner, batches, processes.context(3, 7), processes, 3)
     found = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
     return found, {name: value / max(1.0, result.totals[name]) for name, value in result.sums.items()}
+
+
+def in_float64(batch: StudyBatch) -> StudyBatch:
+    return replace(
+        batch,
+        images={key: image.double() for key, image in batch.images.items()},
+        clean={key: image.double() for key, image in batch.clean.items()},
+    )
 
 
 if __name__ == "__main__":

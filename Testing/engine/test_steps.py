@@ -37,7 +37,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         scale = float(gradient.abs().max()) + 1e-3
-        assert float((found[name] - gradient).abs().max()) < 2e-5 * scale + 2e-6, name
+        assert float((found[name] - gradient).abs().max()) < 1e-9 * scale, name
 
 
 def test_every_parameter_of_the_full_recipe_gets_a_gradient(whole: Any) -> None:
@@ -85,7 +85,7 @@ def together(count: int, arguments: list[str]) -> None:
         for rank in range(count)
     ]
     for process in started:
-        _, said = process.communicate(timeout=250)
+        _, said = process.communicate(timeout=1200)
         assert process.returncode == 0, said.decode("utf-8")[-2000:]
 
 
