@@ -230,11 +230,14 @@ class VelvetMedLogic:
         """What happened since the last call. Never waits; call it from a timer of the main thread."""
         if self._worker is None:
             return []
-        updates = []
+        updates: list[Update] = []
         for event in self._worker.poll():
             update = self._understand(event)
-            if update is not None:
-                updates.append(update)
+            if update is None:
+                continue
+            if updates and updates[-1].kind == "progress":
+                updates.pop()  # of several steps since the last look only the newest is worth drawing
+            updates.append(update)
         return updates
 
     def _understand(self, event: WorkerEvent) -> Update | None:
