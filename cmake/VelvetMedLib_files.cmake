@@ -74,6 +74,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/engine/randomness.py"
   "VelvetMedLib/engine/runfolder.py"
   "VelvetMedLib/engine/sampler.py"
+  "VelvetMedLib/engine/sharding.py"
   "VelvetMedLib/engine/store.py"
   "VelvetMedLib/engine/texts.py"
   "VelvetMedLib/engine/trainer.py"

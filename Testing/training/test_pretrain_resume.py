@@ -123,3 +123,16 @@ def test_a_run_begun_on_one_process_can_go_on_on_two(studies_folder: Path, tmp_p
     first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "broken")
     close = [key for key in first if key.startswith("weights/") and not torch.allclose(first[key], second[key], atol=2e-3)]
     assert not close
+
+
+@pytest.mark.slow
+def test_sharded_optimiser_state_gives_the_same_bits_and_either_way_takes_up_the_others_run(studies_folder: Path, tmp_path: Path) -> None:
+    sharded = ["--set", "loop.parallel=sharded"]
+    assert start("none", words(studies_folder, tmp_path / "whole"), count=2) == [0, 0]
+    assert start("none", words(studies_folder, tmp_path / "shards") + sharded, count=2) == [0, 0]
+    assert_same_bits(tmp_path / "whole", tmp_path / "shards")
+    broken = words(studies_folder, tmp_path / "broken")
+    assert start("step:3", broken + sharded, count=2)[0] == -signal.SIGKILL
+    assert start("step:5", broken, count=2)[0] == -signal.SIGKILL
+    assert start("none", broken + sharded, count=2) == [0, 0]
+    assert_same_bits(tmp_path / "whole", tmp_path / "broken")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from VelvetMedLib.recipes.parts import OptimiserSettings
 
 
-def make_optimiser(module: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW in two groups: weights of two or more dimensions decay, norms, biases, scales and position tables do not."""
+def make_optimiser(module: nn.Module, settings: OptimiserSettings, *, only: Container[str] | None = None) -> torch.optim.AdamW:
+    """AdamW in two groups: weights of two or more dimensions decay; norms, biases, the scale and window biases do not.
+
+    only: names of the parameters that this process updates, None = all.
+    """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (only is None or name in only):
             (decayed if settings.decay_all or decays(name, parameter) else kept).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(
@@ -69,15 +72,17 @@ def optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> di
     }
 
 
-def restore_optimiser(module: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimiser_tensors`; parameters without moments have none again."""
+def restore_optimiser(
+    module: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], *, only: Container[str] | None = None
+) -> None:
+    """Inverse of `optimiser_tensors`; parameters without moments, or not among `only`, have none."""
     of: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         owner, key = name.rsplit("/", 1)
         of.setdefault(owner, {})[key] = value
     optimiser.state.clear()
     for name, parameter in module.named_parameters():
-        if name in of:
+        if name in of and (only is None or name in only):
             # torch keeps the step count on the CPU and the moments beside their parameter.
             state = {key: value if key == "step" else value.to(parameter.device) for key, value in of[name].items()}
             optimiser.state[parameter] = state

@@ -32,6 +32,7 @@ from VelvetMedLib.engine.optimiser import (
 )
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import capture, restore, seed_torch
+from VelvetMedLib.engine.sharding import all_moments, hand_round, owners_of
 from VelvetMedLib.engine.validation import weights_of
 from VelvetMedLib.errors import TrainingError
 
@@ -90,7 +91,10 @@ class Trainer:
         self.make_loader, self.processes, self.quarantine = make_loader, processes, quarantine
         self.selection, self.after_step = selection, after_step
         self.checkpoints = Checkpoints(run)
-        self.optimiser = make_optimiser(learner, self.settings)
+        sharded = self.loop.parallel == "sharded" and processes.world_size > 1
+        self.owners = owners_of(learner, processes.world_size) if sharded else None
+        self.mine = None if self.owners is None else {name for name, owner in self.owners.items() if owner == processes.rank}
+        self.optimiser = make_optimiser(learner, self.settings, only=self.mine)
         self.average = MovingAverage(learner, self.settings.average_decay) if self.settings.average_decay > 0 else None
         self.progress = Progress()
         self._stop = threading.Event()
@@ -162,7 +166,7 @@ class Trainer:
 
     def _step(self, step: int, batches: list[Any]) -> tuple[StepSums, dict[str, Any] | None]:
         """One optimiser step; figures for the log, or None when something was not finite and nothing was changed."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.learner.zero_grad(set_to_none=True)
         ctx = self.processes.context(self.seed, step)
         result = step_gradients(self.learner, batches, ctx, self.processes, self.seed)
         names, metrics = sorted(result.sums), sorted(result.metrics)
@@ -173,12 +177,14 @@ class Trainer:
         norm = gradient_norm(gradients)
         total = sum(self.learner.weights.get(name, 1.0) * value for name, value in losses.items())
         if not (math.isfinite(total) and math.isfinite(float(norm))):
-            self.optimiser.zero_grad(set_to_none=True)
+            self.learner.zero_grad(set_to_none=True)
             return result, None
         scale_gradients(gradients, norm, self.settings.clip_norm)
         rate = learning_rate(step, self.steps, self.settings)
         set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
+        if self.owners is not None:
+            hand_round(self.learner, self.owners, self.processes)
         if self.average is not None:
             self.average.update(self.learner, step)
         return result, {
@@ -259,10 +265,14 @@ class Trainer:
         tensors, facts = capture()
         generators = self.processes.gather_objects({name: value.tolist() for name, value in tensors.items()})
         others = self.processes.gather_objects(facts)
+        if self.owners is None:
+            moments = optimiser_tensors(self.learner, self.optimiser)
+        else:
+            moments = all_moments(self.learner, self.optimiser, self.owners, self.processes)
         if self.processes.first:
             parts = {
                 "weights": self.learner.state_dict(),
-                "optimiser": optimiser_tensors(self.learner, self.optimiser),
+                "optimiser": moments,
                 "random": {
                     f"{rank}/{name}": torch.tensor(value, dtype=tensors[name].dtype)
                     for rank, states in enumerate(generators)
@@ -276,7 +286,7 @@ class Trainer:
 
     def _restore(self, found: Checkpoint) -> None:
         self.learner.load_state_dict(found.parts["weights"])
-        restore_optimiser(self.learner, self.optimiser, found.parts["optimiser"])
+        restore_optimiser(self.learner, self.optimiser, found.parts["optimiser"], only=self.mine)
         if self.average is not None:
             self.average.tensors = {name: value.to(self.processes.device) for name, value in found.parts["average"].items()}
         self.progress = Progress(**found.facts["progress"])

@@ -90,7 +90,8 @@ class LoopSettings(Settings):
     part in, one after the other. cached_gradients: the pieces then count as one batch, for contrast too (two passes).
     inexact_contrast: allow pieces without cached gradients, so that contrast sees only the negatives of a piece.
     precision: "bf16" autocast (losses stay float32) or "fp32". recompute_activations: less memory for more time.
-    parallel: how several processes share the model: "ddp" (each holds it whole) or "fsdp" (encoder blocks are divided).
+    parallel: how several processes share the work: "ddp" (each holds everything) or "sharded" (each holds the optimiser's
+    state of its share of the parameters; the weights come out the same).
     readers: threads that load ahead. save_every, validate_every, log_every: in steps. skips_in_a_row: non-finite steps
     before the run stops. quarantine_share: share of the studies that may be unusable before the run stops.
     """
@@ -115,14 +116,13 @@ class LoopSettings(Settings):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.batch % self.micro_batches == 0, "micro_batches", f"a divisor of batch ({self.batch})")
         self.require(self.precision in ("bf16", "fp32"), "precision", '"bf16" or "fp32"')
-        self.require(self.parallel in ("ddp", "fsdp"), "parallel", '"ddp" or "fsdp"')
+        self.require(self.parallel in ("ddp", "sharded"), "parallel", '"ddp" or "sharded"')
         self.require(0 <= self.quarantine_share <= 1, "quarantine_share", "0 to 1")
         many = self.micro_batches > 1
         self.require(many or not self.cached_gradients, "cached_gradients", "micro_batches of 2 or more")
-        self.require(not (self.cached_gradients and self.parallel == "fsdp"), "cached_gradients", 'parallel "ddp"')
 
 
 FREE_ON_RESUME = frozenset(
-    {"loop.readers", "loop.save_every", "loop.validate_every", "loop.log_every", "loop.skips_in_a_row", "loop.quarantine_share"}
+    f"loop.{name}" for name in ("parallel", "readers", "save_every", "validate_every", "log_every", "skips_in_a_row", "quarantine_share")
 )
 """Settings that may differ when a run is taken up again: they move no weight."""
