@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,6 +28,9 @@ VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagit
 DARK = {"Window": "#2b2b2e", "WindowText": "#e8e8e8", "Base": "#1f1f22", "AlternateBase": "#28282b", "Text": "#e8e8e8"}
 DARK |= {"Button": "#3a3a3e", "ButtonText": "#e8e8e8", "Link": "#8ab4f8", "Highlight": "#3d6fb5", "HighlightedText": "#ffffff"}
 DARK |= {"PlaceholderText": "#9a9a9a", "ToolTipBase": "#3a3a3e", "ToolTipText": "#e8e8e8"}
+
+
+SECTIONS = ("setup", "analyze", "findings", "report", "ask", "similar", "segments", "save")
 
 
 class Studio:
@@ -63,7 +69,7 @@ class Studio:
 
     def fold(self, *open_sections: str) -> None:
         """Opens the named sections and closes the others."""
-        for name in ("setup", "analyze", "findings", "report", "ask", "segments"):
+        for name in SECTIONS:
             getattr(self.board.ui, f"{name}Section").collapsed = name not in open_sections
 
     def dark(self, on: bool) -> None:
@@ -73,18 +79,23 @@ class Studio:
         if on:
             for role, color in DARK.items():
                 palette.setColor(getattr(qt.QPalette, role), qt.QColor(color))
+            for role in ("WindowText", "ButtonText", "Text"):
+                palette.setColor(qt.QPalette.Disabled, getattr(qt.QPalette, role), qt.QColor("#7a7a7a"))
         self.host.app.setPalette(palette)
         self.board.refresh_from_scene()  # the colour of links is taken when the text is set
         self.settle()
 
-    def run(self, on_progress: Callable[[Any], None] | None = None, timeout_s: float = 600.0) -> None:
+    def run(self, on_progress: Callable[[Any], None] | None = None) -> None:
         """Presses Apply and polls as the module's own timer would."""
         self.board.analyze.ui.applyButton.click()
+        self.wait(lambda: on_progress(self.board.analyze.ui.progressBar.value / 1000) if on_progress is not None else None)
+
+    def wait(self, meanwhile: Callable[[], Any] = lambda: None, timeout_s: float = 600.0) -> None:
+        """Until the run that goes on has ended."""
         deadline = time.monotonic() + timeout_s
         while self.widget.logic.busy and time.monotonic() < deadline:
             self.widget.poll()
-            if on_progress is not None:
-                on_progress(self.board.analyze.ui.progressBar.value / 1000)
+            meanwhile()
             self.settle()
             time.sleep(0.05)
 
@@ -172,6 +183,155 @@ def save_small(picture: Any, path: Path) -> None:
     raise OSError("the picture for the README cannot be made small enough")
 
 
+def scans_to_index(folder: Path, count: int = 4) -> Path:
+    """Made-up scans with reports beside them, as another archive would hold them: `03.nii.gz`, `03.txt`."""
+    from VelvetMedLib.cohorts.options import CohortOptions
+    from VelvetMedLib.cohorts.synthetic import make_case
+    from VelvetMedLib.ct import write_nifti
+    from VelvetMedLib.reports import write_report
+
+    options = CohortOptions(normal_fraction=0.0, view_weights=(1.0, 0.0, 0.0, 0.0), mode_weights=(1.0, 0.0, 0.0))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        case = make_case(number, options)
+        write_nifti(folder / f"{number:02d}.nii.gz", case.volume.voxels_kji, case.volume.ijk_to_ras)
+        sections = write_report(case.records, style="structured", rng=np.random.default_rng(number))
+        text = "\n".join(sentence.text for section in sections for sentence in section.sentences)
+        (folder / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def show_first_start(studio: Studio) -> None:
+    studio.fold("setup", "analyze")
+    studio.shoot("01_first_start")
+    studio.board.setup.ui.acknowledgeButton.click()
+
+
+def show_a_run(studio: Studio, volume: Any) -> None:
+    studio.fold("analyze")
+    studio.board.analyze.ui.volumeSelector.setCurrentNode(volume)
+    studio.shoot("02_ready")
+    taken: list[float] = []
+
+    def while_running(fraction: float) -> None:
+        if not taken and fraction >= 0.3:
+            taken.append(fraction)
+            studio.shoot("03_running")
+
+    studio.run(while_running)
+    if studio.widget.logic.case() is None:
+        raise SystemExit(studio.board.analyze.ui.messageLabel.text or "the analysis did not finish")
+    studio.fold("analyze", "findings")
+    studio.shoot("04_findings")
+    studio.board.findings.set_filter("all")
+    studio.fold("findings")
+    studio.shoot("05_all_findings")
+    studio.board.findings.set_filter("relevant")
+
+
+def show_the_report(studio: Studio) -> None:
+    """Read, then with a sentence accepted, one rejected, one rewritten and one added."""
+    report = studio.board.report
+    studio.fold("report")
+    studio.shoot("06_report")
+    places = [place for place, _section, sentence in sentences_of(studio) if sentence.finding is not None]
+    report.choose(places[0])
+    report.ui.acceptButton.click()
+    report.choose(places[1])
+    report.ui.rejectButton.click()
+    report.choose(places[2])
+    report.ui.sentenceEdit.setPlainText("No change since the last examination.")
+    report.ui.keepButton.click()
+    studio.shoot("07_report_edited")
+
+
+def sentences_of(studio: Studio) -> list[Any]:
+    from VelvetMedLib.case.editing import sentences
+
+    return list(sentences(studio.widget.logic.case()))
+
+
+def show_an_edited_segment(studio: Studio) -> None:
+    """Two slices of the largest organ are erased, as in the Segment Editor; then the figures are made anew."""
+    from vtk.util import numpy_support
+
+    node = studio.widget.logic.nodes().segmentation
+    organ = max((s for s in studio.widget.logic.case().segments if s.kind == "organ" and s.name == "liver"), key=lambda s: s.volume_ml)
+    image = node.GetBinaryLabelmapInternalRepresentation(organ.name)
+    voxels = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    inside = voxels == node.GetSegmentation().GetSegment(organ.name).GetLabelValue()
+    slices = np.flatnonzero(inside.any(axis=(1, 2)))
+    voxels[slices[-4:]][inside[slices[-4:]]] = 0
+    for k in slices[-4:]:
+        voxels[k][inside[k]] = 0
+    image.Modified()
+    node.GetSegmentation().InvokeEvent(node.GetSegmentation().SourceRepresentationModified)
+    studio.fold("segments")
+    studio.shoot("08_segment_edited")
+    studio.fold("report")
+    studio.shoot("09_report_out_of_date")
+    studio.board.report.ui.recomputeButton.click()
+    studio.wait()
+    studio.fold("segments")
+    studio.shoot("10_segments")
+
+
+def show_questions(studio: Studio) -> None:
+    studio.fold("ask")
+    ask = studio.board.ask
+    for number in (1, 2, 3):
+        ask.ui.suggestions.setCurrentIndex(number)
+        ask.ui.askButton.click()
+        studio.wait()
+    studio.shoot("11_ask")
+
+
+def show_similar(studio: Studio) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        panel = studio.board.similar
+        panel.ui.indexPath.currentPath = str(Path(temporary) / "index")
+        panel.ui.scansPath.currentPath = str(scans_to_index(Path(temporary) / "scans"))
+        panel.ui.buildBox.collapsed = False
+        studio.fold("similar")
+        panel.ui.buildButton.click()
+        taken: list[bool] = []
+
+        def while_building() -> None:
+            if not taken and panel.ui.progressBar.value > 250:
+                taken.append(True)
+                panel.ui.indexPath.currentPath, real = "index", panel.ui.indexPath.currentPath
+                panel.ui.scansPath.currentPath = "scans"
+                studio.shoot("12_index_being_built")
+                panel.ui.indexPath.currentPath = real
+
+        studio.wait(while_building)
+        panel.ui.byScanButton.click()
+        studio.wait()
+        real, panel.ui.indexPath.currentPath = panel.ui.indexPath.currentPath, "index"
+        studio.shoot("13_similar")
+        panel.ui.indexPath.currentPath = real
+
+
+def show_saving(studio: Studio) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        panel = studio.board.save
+        panel.ui.folderPath.currentPath = temporary
+        studio.fold("save")
+        panel.ui.reportButton.click()
+        panel.ui.folderPath.currentPath = "results"
+        studio.shoot("14_save")
+
+
+def show_narrow(studio: Studio) -> None:
+    studio.board.similar.ui.indexPath.currentPath = "index"
+    for name, sections in (("findings_report", ("analyze", "findings", "report")), ("rest", ("ask", "similar", "segments", "save"))):
+        studio.fold(*sections)
+        studio.shoot(f"15_narrow_{name}", width=NARROW_WIDTH)
+        studio.dark(True)
+        studio.shoot(f"16_narrow_dark_{name}", width=NARROW_WIDTH)
+        studio.dark(False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of the VelvetMed module in its main states.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -180,11 +340,8 @@ def main() -> None:
     studio = Studio(options.out.resolve())
     from velvetmed_phantom import PhantomWorker
 
-    settings = studio.board.logic.settings
-    studio.fold("setup", "analyze")
-    studio.shoot("1_first_start")
-    studio.board.setup.ui.acknowledgeButton.click()
-    settings.own_python = sys.executable
+    show_first_start(studio)
+    studio.board.logic.settings.own_python = sys.executable
     volume = None if options.phantom or studio.board.analyze.model is None else load_sample()
     if volume is None:
         print("A made-up phantom and a made-up result stand in for scan and model.")
@@ -195,45 +352,14 @@ def main() -> None:
         VelvetMedPanels.board.list_models = lambda *_, **__: [made_up_model()]
         studio.board.refresh_from_scene()
     set_window(volume, 400, 40)
-    studio.fold("analyze")
-    studio.board.analyze.ui.volumeSelector.setCurrentNode(volume)
-    studio.shoot("2_ready")
-
-    taken: list[float] = []
-
-    def while_running(fraction: float) -> None:
-        if not taken and fraction >= 0.3:
-            taken.append(fraction)
-            studio.shoot("3_running")
-
-    studio.run(while_running)
-    if studio.widget.logic.case() is None:
-        raise SystemExit(studio.board.analyze.ui.messageLabel.text or "the analysis did not finish")
+    show_a_run(studio, volume)
+    show_the_report(studio)
+    show_an_edited_segment(studio)
+    show_questions(studio)
+    show_similar(studio)
+    show_saving(studio)
+    show_narrow(studio)
     studio.fold("analyze", "findings", "report")
-    studio.shoot("4_results")
-    studio.fold("findings")
-    studio.board.findings.set_filter("all")
-    studio.shoot("5_all_findings")
-    studio.board.findings.set_filter("relevant")
-    studio.fold("segments")
-    studio.shoot("6_segments")
-    studio.fold("ask")
-    ask = studio.board.ask
-    ask.ui.suggestions.setCurrentIndex(1)
-    ask.ui.askButton.click()
-    deadline = time.monotonic() + 60
-    while studio.widget.logic.busy and time.monotonic() < deadline:
-        studio.widget.poll()
-        time.sleep(0.05)
-    studio.shoot("7_ask")
-    sections = ("analyze", "findings", "report", "ask", "segments")
-    studio.fold(*sections)
-    studio.shoot("8_narrow", width=NARROW_WIDTH)
-    studio.dark(True)
-    studio.shoot("9_narrow_dark", width=NARROW_WIDTH)
-    studio.dark(False)
-    studio.fold("analyze", "findings", "report")
-
     picture_with_views(studio, volume)
     show_an_error(studio)
     studio.widget.cleanup()
@@ -258,7 +384,7 @@ def picture_with_views(studio: Studio, volume: Any) -> None:
     findings = [finding for finding in studio.widget.logic.case().findings if finding.link is not None]
     for finding in sorted(findings, key=lambda finding: finding.state != "present")[:1]:
         studio.board.go_to(finding.link)
-    compose(panel, take_views(studio, views), studio.out / "10_module_with_views.png")
+    compose(panel, take_views(studio, views), studio.out / "17_module_with_views.png")
 
 
 def hide_in_3d(segmentation: Any, names: tuple[str, ...]) -> None:
@@ -273,7 +399,7 @@ def show_an_error(studio: Studio) -> None:
 
     studio.fold("analyze")
     studio.board.analyze.failed(exit_error(1, ["MemoryError"])[1])
-    studio.shoot("11_failed", width=NARROW_WIDTH)
+    studio.shoot("18_failed", width=NARROW_WIDTH)
 
 
 if __name__ == "__main__":

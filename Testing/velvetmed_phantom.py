@@ -62,6 +62,8 @@ class PhantomWorker:
         self._answering = False
         self._done = True
         self._count = 0
+        self._verb = ""
+        self._params: dict[str, Any] = {}
 
     def start(self) -> None:
         """Nothing to start."""
@@ -72,6 +74,7 @@ class PhantomWorker:
     def request(self, verb: str, params: Mapping[str, Any]) -> int:
         self._count += 1
         self._began, self._done, self._answering = time.monotonic(), False, verb == "ask"
+        self._verb, self._params = verb, dict(params)
         self._out = Path(params["out"]) if "out" in params else None
         return self._count
 
@@ -79,6 +82,8 @@ class PhantomWorker:
         if self._done:
             return []
         passed = time.monotonic() - self._began
+        if self._verb in ("similar", "report", "index"):
+            return self._other(passed)
         if self._answering:
             self._done = True
             return [_Event("result", self._count, {"answer": "A nodule of 7 mm in the left upper lobe.", "confidence": 0.88, "link": None})]
@@ -88,6 +93,31 @@ class PhantomWorker:
             return [_Event("result", self._count, {"case": str(self._out)})]
         fraction, stage = max((s for s in self.STAGES if s[0] <= passed / 4), default=self.STAGES[0])
         return [_Event("progress", self._count, {"fraction": fraction, "stage": stage, "seconds_left": 4 - passed})]
+
+    def _other(self, passed: float) -> list[Any]:
+        """A made-up index that takes two seconds, made-up hits, and findings that stay as they were."""
+        if self._verb == "index" and passed < 2:
+            number = 1 + int(2 * passed)
+            said = {"fraction": passed / 2, "stage": f"scan {number} of 4", "seconds_left": 2 - passed}
+            return [_Event("progress", self._count, said)]
+        self._done = True
+        if self._verb == "index":
+            return [_Event("result", self._count, {"count": 4, "skipped": ["entry 3: The scan cannot be read."]})]
+        if self._verb == "report":
+            case = small_case_parts(phantom()[1], IJK_TO_RAS)
+            data = {"findings": [f.as_dict() for f in case["findings"]], "report": case["report"].as_dict()}
+            return [_Event("result", self._count, data)]
+        hits = [
+            {
+                "number": n,
+                "similarity": 0.9 - 0.07 * n,
+                "present": ["lung_nodule", "emphysema"][: 1 + n % 2],
+                "source": source,
+                "picture": None,
+            }
+            for n, source in ((1, "report"), (2, "report"), (4, "model"))
+        ]
+        return [_Event("result", self._count, {"hits": [h | {"shared": ["lung_nodule"][: h["number"] % 3]} for h in hits], "count": 4})]
 
     def cancel(self, request_id: int) -> None:
         self._done = True
@@ -110,20 +140,19 @@ def _points(mask: np.ndarray, start_kji: list[int], ijk_to_ras: np.ndarray) -> n
 
 
 def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarray, **changes: Any) -> Path:
-    from VelvetMedLib import DRAFT_DISCLAIMER
-    from VelvetMedLib.case import (
-        Case,
-        CaseFinding,
-        CaseInput,
-        CaseModel,
-        Link,
-        Report,
-        Section,
-        Segment,
-        Sentence,
-        write_case,
-    )
+    """A finished Case on disk; changes: other values of its fields."""
+    from VelvetMedLib.case import Case, write_case
     from VelvetMedLib.ct import Grid
+
+    case = Case(**{**small_case_parts(labels_kji, ijk_to_ras), **changes})
+    write_case(folder, case, segmentation_kji=labels_kji, grid=Grid(shape_kji=tuple(labels_kji.shape), ijk_to_ras=ijk_to_ras))
+    return folder
+
+
+def small_case_parts(labels_kji: np.ndarray, ijk_to_ras: np.ndarray) -> dict[str, Any]:
+    """The fields of a made-up Case."""
+    from VelvetMedLib import DRAFT_DISCLAIMER
+    from VelvetMedLib.case import CaseFinding, CaseInput, CaseModel, Link, Report, Section, Segment, Sentence
     from VelvetMedLib.reports import ontology
 
     segments = []
@@ -187,7 +216,7 @@ def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarra
             text="A small right pleural effusion is possible.", state="uncertain", support=0.44, finding="pleural_effusion", link=link
         ),
     )
-    values = {
+    return {
         "id": "case",
         "created": "2026-11-21T12:00:00+00:00",
         "disclaimer": DRAFT_DISCLAIMER,
@@ -208,7 +237,3 @@ def write_small_case(folder: Path, labels_kji: np.ndarray, ijk_to_ras: np.ndarra
         "run": {},
         "files": {},
     }
-    case = Case(**{**values, **changes})
-    grid = Grid(shape_kji=tuple(labels_kji.shape), ijk_to_ras=ijk_to_ras)
-    write_case(folder, case, segmentation_kji=labels_kji, grid=grid)
-    return folder

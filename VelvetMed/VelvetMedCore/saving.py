@@ -18,7 +18,7 @@ from VelvetMedCore.volumes import instance_uids, read_volume_node
 from VelvetMedLib import ct
 from VelvetMedLib.case import Case, report_markdown, write_case
 from VelvetMedLib.case.sources import write_sources
-from VelvetMedLib.errors import CaseError
+from VelvetMedLib.errors import CaseError, ScanError
 
 REPORT, SEGMENTS, CASE = "report.md", "segments.seg.nrrd", "case"
 ENCODING = "encoding.safetensors"
@@ -52,7 +52,7 @@ def save_case(case: Case, segmentation_node: Any, volume_node: Any, folder: Path
     encoding: the session's Case folder, whose encoding goes along if it is there. Raises CaseError, ScanError.
     """
     path = _in(folder) / CASE
-    volume = ct.from_array(*read_volume_node(volume_node)) if volume_node is not None else None
+    volume = _volume(volume_node) if volume_node is not None else None
     # After a reload Slicer may have turned the axes: voxels and labels are written as they lie now, and described so.
     grid = ct.Grid(case.input.shape_kji, np.asarray(case.input.ijk_to_ras, np.float64)) if volume is None else volume.grid
     sha256 = case.input.sha256 if volume is None else volume.sha256()
@@ -66,6 +66,15 @@ def save_case(case: Case, segmentation_node: Any, volume_node: Any, folder: Path
     if volume_node is not None and (uids := instance_uids(volume_node)):
         write_sources(path, uids)
     return path
+
+
+def _volume(node: Any) -> ct.Volume:
+    """As the analysis took it in; a scan that it would refuse is kept as it is, since it is in the scene with its segments."""
+    voxels_kji, ijk_to_ras = read_volume_node(node)
+    try:
+        return ct.from_array(voxels_kji, ijk_to_ras)
+    except ScanError:
+        return ct.Volume(voxels_kji, ijk_to_ras)
 
 
 class _Part:

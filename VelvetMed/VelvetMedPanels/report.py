@@ -105,7 +105,8 @@ class ReportPanel:
             tags.append((_("✓ accepted") if verdict == "accepted" else _("✗ rejected"), GREY))
         if sentence.stale:
             tags.append((_("⚠ out of date"), OLD))
-        return " ".join(f'<span style="color:{color}">{escape(word)}</span>' for word, color in tags)
+        whole = ((escape(word).replace(" ", "&nbsp;"), color) for word, color in tags)  # a tag is not torn apart by a line's end
+        return " ".join(f'<span style="color:{color}">{word}</span>' for word, color in whole)
 
     def show_stale(self, text: str, *, can_recompute: bool) -> None:
         """What is out of date and how far it is with being mended; empty: nothing."""

@@ -81,9 +81,9 @@ class Reviewing:
         names += [node.GetSegmentation().GetSegment(n).GetName() for n in unmeasured(case, node)] if node is not None else []
         count = sum(sentence.stale for _place, _section, sentence in sentences(case))
         if names and count:
-            return _("Edited: {segments}. {n} sentences are out of date.").format(segments=", ".join(names), n=count)
+            return _("Edited since measured: {segments}. {n} sentences are out of date.").format(segments=", ".join(names), n=count)
         if names:
-            return _("Edited: {segments}.").format(segments=", ".join(names))
+            return _("Edited since measured: {segments}.").format(segments=", ".join(names))
         return _("{n} sentences are out of date.").format(n=count) if count else ""
 
     def recompute(self) -> None:
@@ -112,6 +112,7 @@ class Reviewing:
             return
         if self._logic.busy:
             self._note = _("Looking again at what was edited...")
+            self.show_stale(self._logic.case())
             self._began()
 
     def _recompute_failed(self, error: VelvetMedError) -> None:

@@ -61,7 +61,8 @@ class SegmentsPanel:
         """The buttons as the scene has it: a reloaded scene may show surfaces, or lesions alone."""
         display = self._display()
         has_lesions = any(segment.kind == "lesion" for segment in self._rows)
-        organs = [segment.name for segment in self._rows if segment.kind == "organ"]
+        there = set(self._node.GetSegmentation().GetSegmentIDs()) if display is not None else set()
+        organs = [segment.name for segment in self._rows if segment.kind == "organ" and segment.name in there]
         hidden = display is not None and bool(organs) and not any(display.GetSegmentVisibility(name) for name in organs)
         surfaces = display is not None and _has_surfaces(self._node) and bool(display.GetVisibility3D())
         states = ((self.ui.show3dButton, surfaces, bool(self._rows)), (self.ui.lesionsButton, hidden, has_lesions))
@@ -135,7 +136,7 @@ class SegmentsPanel:
             return
         was_modifying = display.StartModify()
         for segment in self._rows:
-            if segment.kind == "organ":
+            if segment.kind == "organ" and self._node.GetSegmentation().GetSegment(segment.name) is not None:
                 display.SetSegmentVisibility(segment.name, not only)
         display.EndModify(was_modifying)
 

@@ -38,6 +38,7 @@ class SimilarPanel:
         self._build, self._search, self._open, self._cancel, self._close = build, search, open_hit, cancel, close
         self._ready = self._busy = self._running = self._has_scan = False
         self._is_open = False
+        self._hits: list[dict[str, Any]] | None = None
         ui = self.ui
         ui.indexPath.currentPath = index_folder
         ui.buildBox.collapsed = bool(index_folder)
@@ -55,12 +56,23 @@ class SimilarPanel:
 
     def clear(self) -> None:
         """No hits and no run."""
-        self.ui.hitsView.setHtml(f'<p><span style="color:{GREY}">{escape(_("Nothing was searched for yet."))}</span></p>')
+        self._hits = None
+        self._draw()
         self.idle("")
+
+    def _draw(self) -> None:
+        """The hits; drawn again whenever the state is set, as the colour of links is taken when the text is set."""
+        if self._hits is None:
+            self.ui.hitsView.setHtml(f'<p><span style="color:{GREY}">{escape(_("Nothing was searched for yet."))}</span></p>')
+            return
+        notice = f'<p><span style="color:{GREY}"><small>{escape(RESEARCH_USE_ONLY)}</small></span></p>'
+        words = "".join(map(_hit, self._hits)) or f"<p>{escape(_('No similar scan was found.'))}</p>"
+        self.ui.hitsView.setHtml(notice + words)
 
     def set_state(self, *, ready: bool, has_scan: bool, is_open: bool) -> None:
         """ready: a model is chosen and the statement acknowledged. is_open: a hit is beside the scan."""
         self._ready, self._has_scan, self._is_open = ready, has_scan, is_open
+        self._draw()
         self.refresh()
 
     def busy(self, busy: bool) -> None:
@@ -147,11 +159,8 @@ class SimilarPanel:
 
     def show_hits(self, hits: list[dict[str, Any]], count: int) -> None:
         """hits: as the worker's `similar` gives them. No name and no place of another patient is among them."""
-        notice = f'<p><span style="color:{GREY}"><small>{escape(RESEARCH_USE_ONLY)}</small></span></p>'
-        if not hits:
-            self.ui.hitsView.setHtml(notice + f"<p>{escape(_('No similar scan was found.'))}</p>")
-        else:
-            self.ui.hitsView.setHtml(notice + "".join(map(_hit, hits)))
+        self._hits = list(hits)
+        self._draw()
         self.idle(_("{shown} of {count} scans, the nearest first.").format(shown=len(hits), count=count))
 
 
