@@ -161,6 +161,9 @@ class VelvetMedTest(ScriptedLoadableModuleTest):
             "test_a_volume_is_read_with_its_place",
             "test_a_label_map_is_refused_in_words",
             "test_parameters_survive_in_the_scene",
+            "test_a_result_lies_where_the_scan_lies",
+            "test_a_finding_is_judged_by_ones_own_thresholds",
+            "test_a_lesion_is_measured_and_shown_in_its_window",
         ):
             self.setUp()
             getattr(self, name)()
@@ -195,3 +198,84 @@ class VelvetMedTest(ScriptedLoadableModuleTest):
         written = Parameters(model="demo", findings_filter="all")
         write_parameters(parameter_node(), written)
         self.assertEqual(read_parameters(parameter_node()), written)
+
+    def made_up_case(self) -> Any:
+        """A scan node on an oblique grid, and a finished Case of it with one lesion."""
+        from pathlib import Path
+
+        import numpy as np
+
+        from VelvetMedLib.case import Case, CaseFinding, CaseInput, CaseModel, Link, Segment, write_case
+        from VelvetMedLib.ct import Grid
+        from VelvetMedLib.reports import ontology
+
+        ijk_to_ras = np.array([[-0.7518, -0.3078, 0, 11], [-0.2736, 0.8457, 0, -22], [0, 0, 2.5, 33], [0, 0, 0, 1.0]])
+        labels = np.zeros((6, 20, 22), np.uint8)
+        labels[2:4, 5:15, 8:12] = ontology().lesion("lung_nodule").label
+        node = slicer.util.addVolumeFromArray(np.full(labels.shape, -800, np.int16), ijk_to_ras, "self-test")
+        center = tuple((ijk_to_ras @ np.array([10.0, 10.0, 3.0, 1.0]))[:3])
+        lesion = ontology().lesion("lung_nodule")
+        shared = {"label": lesion.label, "center_ras_mm": center}
+        spacing_mm = tuple(np.linalg.norm(ijk_to_ras[:3, :3], axis=0))
+        case = Case(
+            id="selftest",
+            created="2026-01-01T00:00:00+00:00",
+            input=CaseInput(kind="array", shape_kji=labels.shape, ijk_to_ras=ijk_to_ras.tolist(), spacing_mm=spacing_mm, sha256="0" * 64),
+            model=CaseModel(id="none", version="0", sha256="0" * 64, licence="none"),
+            segments=(
+                Segment(
+                    name=lesion.name,
+                    display=lesion.display,
+                    code=lesion.code,
+                    color=lesion.color,
+                    kind="lesion",
+                    volume_ml=0.1,
+                    box_ras_mm=(center, center),
+                    **shared,
+                ),
+            ),
+            findings=(
+                CaseFinding(
+                    name="lung_nodule", display="lung nodule", state="uncertain", probability=0.4, link=Link(kind="lesion", **shared)
+                ),
+            ),
+        )
+        folder = Path(slicer.app.temporaryPath) / "velvetmed-self-test"
+        write_case(folder, case, segmentation_kji=labels, grid=Grid(labels.shape, ijk_to_ras))
+        return node, labels, folder
+
+    def test_a_result_lies_where_the_scan_lies(self) -> None:
+        import numpy as np
+
+        from VelvetMedCore.results import insert_case
+        from VelvetMedLib.case import read_case
+
+        node, labels, folder = self.made_up_case()
+        nodes = insert_case(read_case(folder), folder, node)
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "lung_nodule", node)
+        self.assertTrue(np.array_equal(mask > 0, labels > 0))
+        self.assertEqual(nodes.findings.GetNumberOfRows(), 1)
+
+    def test_a_finding_is_judged_by_ones_own_thresholds(self) -> None:
+        from VelvetMedLib.case import read_case
+        from VelvetMedLib.case.overruling import reset_thresholds, set_thresholds
+
+        _node, _labels, folder = self.made_up_case()
+        case = read_case(folder)
+        changed = set_thresholds(case, "lung_nodule", 0.1, 0.3)
+        self.assertEqual([changed.findings[0].state, changed.findings[0].overruling.machine_state], ["present", "uncertain"])
+        self.assertEqual(reset_thresholds(changed, "lung_nodule"), case)
+
+    def test_a_lesion_is_measured_and_shown_in_its_window(self) -> None:
+        from VelvetMedCore.overlays import lesion_callipers
+        from VelvetMedCore.results import insert_case
+        from VelvetMedCore.windows import fitting_window, set_window
+        from VelvetMedLib.case import read_case
+
+        node, _labels, folder = self.made_up_case()
+        case = read_case(folder)
+        nodes = insert_case(case, folder, node)
+        axes = lesion_callipers(nodes.segmentation, "lung_nodule", case.findings[0].link.center_ras_mm)
+        self.assertTrue(9.0 < axes.long_mm < 11.0 and 3.0 < axes.short_mm < axes.long_mm)  # 10 x 4 voxels of 0.9 x 0.8 mm
+        set_window(node, fitting_window("lung_nodule"))
+        self.assertEqual(node.GetDisplayNode().GetLevel(), -600)

@@ -134,6 +134,57 @@ def test_a_question_needs_an_analysis(logic: Any, ct: Any) -> None:
         logic.start_question("Is there a nodule?")
 
 
+def test_the_instances_of_a_dicom_volume_go_into_the_private_file_and_nowhere_else(
+    logic: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]
+) -> None:
+    from VelvetMedLib.case.sources import SOURCES, read_sources
+
+    uids = "1.2.840.1.1 1.2.840.1.2"
+    ct.SetAttribute("DICOM.instanceUIDs", f"{uids} DOE^JOHN")
+    logic.start_analysis(ct, model="demo")
+    assert "1.2.840" not in repr(fake_worker.requests)
+    folder = make_case(Path(fake_worker.requests[0][1]["out"]))
+    fake_worker.say("result", case=str(folder))
+    logic.wait(5)
+    assert read_sources(folder) == tuple(uids.split())
+    others = [path for path in folder.rglob("*") if path.is_file() and path.name != SOURCES]
+    assert others and not any(b"1.2.840" in path.read_bytes() for path in others)
+    assert ct.GetAttribute("DICOM.instanceUIDs").startswith(uids) and "1.2.840" not in logic.nodes().case.GetText()
+    assert not any("DOE" in path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.json"))
+
+
+def test_a_volume_without_dicom_leaves_no_private_file(logic: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]) -> None:
+    from VelvetMedLib.case.sources import SOURCES
+
+    logic.start_analysis(ct, model="demo")
+    folder = make_case(Path(fake_worker.requests[0][1]["out"]))
+    fake_worker.say("result", case=str(folder))
+    logic.wait(5)
+    assert not (folder / SOURCES).exists()
+
+
+def test_a_reloaded_scene_can_be_asked_although_its_case_folder_is_gone(
+    host: Any, logic: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path], tmp_path: Path
+) -> None:
+    import slicer
+
+    from VelvetMedLib.case import read_case
+
+    logic.start_analysis(ct, model="demo")
+    fake_worker.say("result", case=str(make_case(Path(fake_worker.requests[0][1]["out"]))))
+    logic.wait(5)
+    before = logic.case()
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    host.close_scene()
+    logic.stop()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    logic.start_question("Is there a nodule?")
+    params = fake_worker.requests[-1][1]
+    again = read_case(params["case"])
+    assert again.findings == before.findings and again.report == before.report
+    assert params["bundle"].endswith("demo")  # found by its name among the models of this computer
+
+
 def test_an_answer_is_kept_with_the_scene(logic: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]) -> None:
     logic.start_analysis(ct, model="demo")
     out = fake_worker.requests[0][1]["out"]

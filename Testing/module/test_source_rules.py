@@ -45,6 +45,16 @@ TEXT_SETTERS = {
     "infoDisplay",
     "warningDisplay",
     "confirmOkCancelDisplay",
+    "confirmYesNoDisplay",
+    "say",
+    "_say",
+    "idle",
+    "setItemText",
+    "setMarkdown",
+    "QTableWidgetItem",
+    "getExistingDirectory",
+    "getOpenFileName",
+    "getSaveFileName",
 }
 TEXT_PROPERTIES = {"text", "toolTip", "title", "placeholderText", "windowTitle", "helpText", "acknowledgementText"}
 
@@ -143,6 +153,29 @@ def test_every_text_that_a_user_sees_is_translatable() -> None:
             for value in values:
                 name = isinstance(value, ast.Constant) and value.value in NAMES_OF_THE_PROGRAM
                 assert name or not is_untranslated(value), f"{path.name}:{node.lineno}: {ast.unparse(value)}"
+
+
+def test_the_four_parts_of_every_error_of_the_module_are_translatable() -> None:
+    """All but the runner's: it knows no Slicer, so that it can be tested without one."""
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if path.name == "runner.py" or not isinstance(node, ast.Call) or "next_step" not in {k.arg for k in node.keywords}:
+                continue
+            for value in (*node.args, *(keyword.value for keyword in node.keywords)):
+                assert not is_untranslated(value), f"{path.name}:{node.lineno}: {ast.unparse(value)}"
+
+
+def test_the_self_test_calls_nothing_that_only_the_host_has() -> None:
+    tree = ast.parse((MODULE / "VelvetMed.py").read_text(encoding="utf-8"))
+    (test,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "VelvetMedTest")
+    names = {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)} | {
+        node.id for node in ast.walk(test) if isinstance(node, ast.Name)
+    }
+    assert not names & {"recorders", "open_widget", "close_scene", "load_module", "startup_environment", "click", "emit"}
+    assert not [name for node in ast.walk(test) for name in imported(node) if name.split(".")[0] in ("slicer_host", "PySide6", "pytest")]
+    methods = [node.name for node in test.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    listed = [node.value for node in ast.walk(test) if isinstance(node, ast.Constant) and str(node.value).startswith("test_")]
+    assert len(methods) >= 3 and sorted(listed) == sorted(methods)  # Slicer's runner calls runTest, which must name them all
 
 
 def test_no_f_string_goes_into_a_translation() -> None:

@@ -182,3 +182,39 @@ def test_a_message_box_is_answered_at_once_when_testing_is_off(host: Any) -> Non
 
     assert ctk.ctkMessageBox.shown[-1] == "Really?"
     assert qt.QMessageBox.Ok
+
+
+def test_a_folded_group_box_hides_and_switches_off_what_is_in_it(host: Any) -> None:
+    import ctk
+    import qt
+
+    group = ctk.ctkCollapsibleGroupBox()
+    layout = qt.QVBoxLayout(group)
+    button = qt.QPushButton("inside", group)
+    layout.addWidget(button)
+    group.collapsed = True
+    assert group.collapsed and not button.isVisibleTo(group) and not button.enabled
+    group.collapsed = False
+    assert not group.collapsed and button.isVisibleTo(group) and button.enabled
+
+
+def test_a_file_dialog_answers_at_once_with_a_path_alone_as_in_pythonqt(host: Any) -> None:
+    import qt
+
+    assert qt.QFileDialog.getOpenFileName(None, "Which?", "", "Zip (*.zip)") == ""
+    qt.QFileDialog.answer = "/a/b"
+    try:
+        assert qt.QFileDialog.getExistingDirectory(None, "Where?") == "/a/b"
+    finally:
+        qt.QFileDialog.answer = ""
+    assert qt.QFileDialog.asked[-2:] == ["Which?", "Where?"]
+
+
+def test_a_single_package_can_be_missing(host: Any) -> None:
+    import slicer
+
+    host.recorders.packaging.missing = {"torch"}
+    try:
+        assert not slicer.packaging.pip_check(["torch>=2.2"]) and slicer.packaging.pip_check("numpy>=1.26")
+    finally:
+        host.recorders.packaging.missing = set()

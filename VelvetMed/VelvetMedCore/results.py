@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.case import Case, read_segmentation, report_markdown
@@ -192,8 +193,8 @@ def case_from_text(text: str) -> Case:
         return Case.from_dict(json.loads(text))
     except (ValueError, TypeError) as problem:
         raise CaseError(
-            "The analysis in this scene cannot be read.",
+            _("The analysis in this scene cannot be read."),
             found=type(problem).__name__,
-            expected="an analysis written by this version of VelvetMed",
-            next_step="The segments, table and report text in the scene remain; press Apply for a new analysis.",
+            expected=_("an analysis written by this version of VelvetMed"),
+            next_step=_("The segments, table and report text in the scene remain; press Apply for a new analysis."),
         ) from None

@@ -83,10 +83,10 @@ def fetch(command: Any, keep_alive: Callable[[], None] | None = None) -> dict[st
         out, err = _output_while(process, keep_alive)
     if process.returncode != 0:
         raise DownloadError(
-            "The sample scan could not be fetched.",
-            found=" ".join(_last_lines(err or out)) or "no message",
-            expected="the sample scan, checked by its checksums",
-            next_step="Check the network connection and try again.",
+            _("The sample scan could not be fetched."),
+            found=" ".join(_last_lines(err or out)) or _("no message"),
+            expected=_("the sample scan, checked by its checksums"),
+            next_step=_("Check the network connection and try again."),
         )
     return {name: Path(path) for name, path in json.loads(out).items() if isinstance(path, str)}
 
