@@ -23,6 +23,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "Testing")]
 
 PANEL_WIDTH, NARROW_WIDTH = 420, 350
 README_PICTURE_BYTES = 300_000
+README_PICTURES = {"report": "07_report_edited", "segments": "08_segment_edited", "similar": "13_similar"}
+"""Names in docs/ of the pictures that the README shows beside module.png."""
 VIEW_WIDTH, VIEW_BAR, VIEW_GAP = 430, 18, 3
 VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagittal": "#edd54c"}
 DARK = {"Window": "#2b2b2e", "WindowText": "#e8e8e8", "Base": "#1f1f22", "AlternateBase": "#28282b", "Text": "#e8e8e8"}
@@ -252,16 +254,15 @@ def sentences_of(studio: Studio) -> list[Any]:
 
 
 def show_an_edited_segment(studio: Studio) -> None:
-    """Two slices of the largest organ are erased, as in the Segment Editor; then the figures are made anew."""
+    """Four slices of a lobe are erased, as in the Segment Editor; then what rests on it is made anew."""
     from vtk.util import numpy_support
 
     node = studio.widget.logic.nodes().segmentation
-    organ = max((s for s in studio.widget.logic.case().segments if s.kind == "organ" and s.name == "liver"), key=lambda s: s.volume_ml)
+    organ = next(s for s in studio.widget.logic.case().segments if s.name == "lung_upper_lobe_left")
     image = node.GetBinaryLabelmapInternalRepresentation(organ.name)
     voxels = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
     inside = voxels == node.GetSegmentation().GetSegment(organ.name).GetLabelValue()
     slices = np.flatnonzero(inside.any(axis=(1, 2)))
-    voxels[slices[-4:]][inside[slices[-4:]]] = 0
     for k in slices[-4:]:
         voxels[k][inside[k]] = 0
     image.Modified()
@@ -362,6 +363,10 @@ def main() -> None:
     studio.fold("analyze", "findings", "report")
     picture_with_views(studio, volume)
     show_an_error(studio)
+    for name, picture in README_PICTURES.items():
+        import qt
+
+        save_small(qt.QImage(str(studio.out / f"{picture}.png")), studio.out / f"{name}.png")
     studio.widget.cleanup()
 
 

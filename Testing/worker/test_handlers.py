@@ -84,7 +84,38 @@ def test_a_folder_is_indexed_and_searched_by_text_and_by_case(worker, analysed, 
     hits = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "text": "pleural effusion", **named}), 60)["hits"]
     assert len(hits) == 1
     own = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "case": str(out), **named}), 60)
-    assert own == {"hits": []}
+    assert own == {"hits": [], "count": 1}
+
+
+def test_an_indexed_scan_is_opened_without_its_name_and_edited_segments_are_looked_at_again(
+    worker, analysed, body, random_bundle_folder, tmp_path
+):
+    out, _ = analysed
+    named = {"bundle": str(random_bundle_folder)}
+    index = str(tmp_path / "index")
+    worker.wait(worker.request("index", {"folder": str(out.parent), "out": index, "keep_places": True, **named}), 120)
+    found = worker.wait(worker.request("similar", {"index": index, "text": "pleural effusion", **named}), 60)
+    assert found["count"] == 1 and found["hits"][0]["number"] == 1 and found["hits"][0]["picture"]
+    opened = worker.wait(worker.request("similar", {"index": index, "open": 1, "out": str(tmp_path / "scan.npy"), **named}), 60)
+    assert np.array_equal(np.load(opened["npy"]), body.voxels_kji) and np.allclose(opened["ijk_to_ras"], body.ijk_to_ras)
+    labels = np.zeros(body.voxels_kji.shape, np.uint8)
+    labels[20:30, 15:25, 15:25] = 101
+    params = {
+        "volume": worker.put_volume(body.voxels_kji, body.ijk_to_ras),
+        "labels": worker.put_volume(labels, body.ijk_to_ras),
+        "edited": [101],
+        **named,
+    }
+    again = worker.wait(worker.request("report", params), 120)
+    assert len(again["findings"]) == 21 and again["report"]["sections"]
+    assert not Path(params["labels"]["npy"]).exists() and not Path(params["volume"]["npy"]).exists()
+    wrong = {
+        **params,
+        "volume": worker.put_volume(body.voxels_kji, body.ijk_to_ras),
+        "labels": worker.put_volume(labels[1:], body.ijk_to_ras),
+    }
+    with pytest.raises(WorkerError, match="could not read the voxels"):
+        worker.wait(worker.request("report", wrong), 60)
 
 
 def test_a_cancelled_analysis_leaves_nothing_behind_and_the_worker_goes_on(worker, make_body, random_bundle_folder, tmp_path):
