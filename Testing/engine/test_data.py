@@ -94,7 +94,7 @@ def test_lines_that_are_not_json_or_have_no_id_are_named_by_their_number(copied:
 def test_a_study_in_two_splits_stays_where_it_is_evaluated(copied: Path) -> None:
     lines = lines_of(copied)
     read_back = read_manifest(rewritten(copied, [*lines, {**lines[9], "split": "train"}]))
-    assert [(entry.study, entry.reason) for entry in read_back.quarantined] == [("s9", "listed twice: as train and as val")]
+    assert [(entry.study, entry.reason) for entry in read_back.quarantined] == [("s9 (train)", "listed twice: as train and as val")]
     assert {s.study: s.split for s in read_back.studies}["s9"] == "val"
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from pretraining import child, cohort
 from pretraining.plan import counted_bytes, made_up_batch, make_plan
+from pretraining.vocabulary import learn_vocabulary
 
 from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.engine.checkpoints import Checkpoints
@@ -26,7 +27,9 @@ from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.log import read_log
 from VelvetMedLib.engine.manifest import read_manifest
 from VelvetMedLib.engine.processes import Processes
+from VelvetMedLib.models.text import ReportTokenizer, special_tokens
 from VelvetMedLib.recipes.velvet import micro
+from VelvetMedLib.reports import ontology
 
 SCRIPT = Path(pretrain.__file__)
 
@@ -72,8 +75,10 @@ def test_a_run_over_faulty_data_goes_on_says_what_it_left_out_and_ends_in_a_bund
     said = capsys.readouterr()
     assert "4 studies are quarantined" in said.out and "4 studies quarantined" in said.err
     reasons = {r["study"]: r["reason"] for r in map(json.loads, (run / "quarantine.jsonl").read_text(encoding="utf-8").splitlines())}
-    assert set(reasons) == {"s0", "s1", "s2", "s9"}
-    assert "volume" in reasons["s0"] and "missing" in reasons["s1"] and "sentence" in reasons["s2"] and "listed twice" in reasons["s9"]
+    assert set(reasons) == {"s0", "s1", "s2", "s9 (train)"}
+    assert (
+        "volume" in reasons["s0"] and "missing" in reasons["s1"] and "sentence" in reasons["s2"] and "listed twice" in reasons["s9 (train)"]
+    )
 
     assert [record["step"] for record in read_log(run) if "losses" in record] == [1, 2, 3]
     validated = [record for record in read_log(run) if record.get("event") == "validation"]
@@ -212,9 +217,16 @@ def test_a_cohort_becomes_a_manifest_whose_twins_share_a_split(tmp_path: Path, m
     assert len(read_manifest(tmp_path / "m.jsonl").studies) == 19
 
 
-def test_a_vocabulary_learnt_twice_from_the_same_reports_is_the_same() -> None:
-    texts = [f"no {word} in the {side} lung." for word in ("nodule", "effusion", "mass") for side in ("left", "right")] * 3
-    assert cohort.train_tokenizer(texts) == cohort.train_tokenizer(texts)
+def test_a_vocabulary_learnt_again_from_the_same_reports_is_the_same_and_splits_and_joins_words() -> None:
+    texts = [f"No {word} in the {side} lung, ä." for word in ("nodule", "effusion", "mass") for side in ("left", "right")] * 3
+    made = [learn_vocabulary(texts) for _ in range(3)]
+    assert made[0] == made[1] == made[2]
+    tokenizer = ReportTokenizer(made[0])
+    ids = tokenizer.encode("No nodule in the left lung.")
+    assert tokenizer.decode(ids) == "No nodule in the left lung." and tokenizer.unk_id not in ids
+    assert len(tokenizer.encode("nodule")) == 1 and len(tokenizer.encode("fossil")) > 1
+    assert tokenizer.special_ids == set(range(len(special_tokens(ontology()))))
+    assert set(tokenizer.ordinary_ids).isdisjoint(tokenizer.special_ids)
 
 
 def test_slicer_is_seen_by_its_application_and_pythonslicer_is_not_taken_for_it() -> None:

@@ -75,6 +75,8 @@ def assert_same_bits(one: Path, two: Path) -> None:
         assert first.keys() == second.keys()
         assert not [key for key in first if not torch.equal(first[key], second[key])]
     assert figures(one) == figures(two)
+    states = [json.loads((run / "checkpoints/last/state.json").read_text(encoding="utf-8"))["facts"]["random"] for run in (one, two)]
+    assert states[0] == states[1]
     best = [json.loads((run / "checkpoints/best/state.json").read_text(encoding="utf-8"))["step"] for run in (one, two)]
     assert best[0] == best[1]
 

@@ -101,7 +101,8 @@ def without_doubles(studies: Iterable[Study]) -> tuple[list[Study], list[Quarant
         chosen.setdefault(study.study, study)
     kept = [study for study in listed if chosen[study.study] is study]
     doubles = [
-        Quarantined(study.study, f"listed twice: as {study.split} and as {chosen[study.study].split}")
+        # Named with its split: the line is left out, and not the study.
+        Quarantined(f"{study.study} ({study.split})", f"listed twice: as {study.split} and as {chosen[study.study].split}")
         for study in listed
         if chosen[study.study] is not study
     ]

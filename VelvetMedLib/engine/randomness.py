@@ -32,6 +32,13 @@ def seed_torch(*key: int | str) -> None:
     torch.manual_seed(key_bits(*key) & (2**63 - 1))
 
 
+def seed_everything(*key: int | str) -> None:
+    """Seed all global generators of this process. Nothing of ours draws from Python's and numpy's, but a library might."""
+    seed_torch(*key)
+    random.seed(key_bits(*key, "python"))
+    np.random.seed(key_bits(*key, "numpy") & (2**32 - 1))
+
+
 def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State of all global generators of this process: tensors for safetensors, and the rest for JSON."""
     version, numbers, gauss = random.getstate()

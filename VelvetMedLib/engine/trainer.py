@@ -31,7 +31,7 @@ from VelvetMedLib.engine.optimiser import (
     set_learning_rate,
 )
 from VelvetMedLib.engine.processes import Processes
-from VelvetMedLib.engine.randomness import capture, restore, seed_torch
+from VelvetMedLib.engine.randomness import capture, restore, seed_everything
 from VelvetMedLib.engine.sharding import all_moments, hand_round, owners_of
 from VelvetMedLib.engine.validation import weights_of
 from VelvetMedLib.errors import TrainingError
@@ -122,6 +122,7 @@ class Trainer:
         if found is None:
             # Initialisation is seeded by the caller; this makes sure of it whatever the processes drew.
             self.processes.same_start([p.data for p in self.learner.parameters()])
+            seed_everything(self.seed, "start", self.processes.rank)
             return ""
         self._restore(found)
         return found.note or f"Going on from step {found.step}."
@@ -295,7 +296,7 @@ class Trainer:
             mine = {n.split("/", 1)[1]: v for n, v in found.parts["random"].items() if n.startswith(f"{rank}/")}
             restore(mine, found.facts["random"][rank])
         else:
-            seed_torch(self.seed, "more processes than before", rank, found.step)
+            seed_everything(self.seed, "more processes than before", rank, found.step)
 
 
 def peak_memory_mib(device: torch.device) -> float:

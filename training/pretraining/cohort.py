@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from demo.data import split_of
-from demo.tokenizer import train_tokenizer
 
+from pretraining.vocabulary import learn_vocabulary
 from VelvetMedLib.cohorts import read_cohort
 from VelvetMedLib.engine.data import Quarantine
 from VelvetMedLib.engine.files import write_text
@@ -126,7 +126,7 @@ def load_tokenizer(run: Path, given: Path | None, studies: list[Study], processe
             text = given.read_text(encoding="utf-8")
         else:
             train = [study for study in studies if study.split == "train"][:VOCABULARY_TEXTS]
-            text = train_tokenizer(full_text(report) for study in train for report in study.reports)
+            text = learn_vocabulary(full_text(report) for study in train for report in study.reports)
         write_text(path, text)
     processes.wait()
     return ReportTokenizer(path), path.read_text(encoding="utf-8")

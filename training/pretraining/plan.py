@@ -169,9 +169,7 @@ def print_plan(recipe: VelvetRecipe, *, steps: int, device: str | None, cohort: 
     print(f"one step: {plan.studies} studies, {plan.volumes} volumes, about {plan.tokens:,} tokens")
     print(f"memory of weights, gradients and optimiser: {plan.state_mib:,.0f} MiB on each process")
     print(f"activations kept for one micro-batch: about {plan.saved_mib:,.0f} MiB (measured on {STUDIES} made-up studies, scaled)")
-    print(
-        f"one step: about {plan.seconds:.2f} s on {processes.device}; {steps} steps: about {clock(plan.seconds * steps)}"
-    )
+    print(f"one step: about {plan.seconds:.2f} s on {processes.device}; {steps} steps: about {clock(plan.seconds * steps)}")
     if cohort is not None:
         print(f"cohort: {len(read_cohort(cohort))} studies")
     print("dry run: nothing was trained or written")
