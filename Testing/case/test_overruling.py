@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from VelvetMedLib.case import Case, CaseFinding, read_case
-from VelvetMedLib.case.editing import rewrite, sentence_at
+from VelvetMedLib.case.editing import mark_edited, rewrite, sentence_at
 from VelvetMedLib.case.overruling import (
     DISAGREE,
     MEASURED_ORGANS,
     add_finding,
-    carried_over,
     remove_finding,
     reset_thresholds,
+    reworded,
     set_thresholds,
     state_by,
 )
 from VelvetMedLib.reports import ontology
+from VelvetMedLib.reports.parse import parse_sentence
 
 WHEN = "2026-11-22T10:00:00+00:00"
 POINT = (10.0, -20.0, 30.0)
@@ -146,15 +147,24 @@ def test_only_what_a_person_added_can_be_removed(case: Case) -> None:
         remove_finding(case, case.findings[0])
 
 
-def test_new_findings_of_the_model_keep_what_a_person_made_of_the_old_ones(case: Case) -> None:
-    mine = add_finding(set_thresholds(case, "pleural_effusion", 0.6, 0.8, when=WHEN), "renal_cyst", point_ras_mm=POINT, side="left")
-    anew = tuple(replace(f, probability=0.7) if f.name == "pleural_effusion" else f for f in case.findings)
-    after = carried_over(mine, anew)
-    effusion = the(after, "pleural_effusion")
-    assert (effusion.state, effusion.probability) == ("uncertain", 0.7) and effusion.overruling is not None
-    assert effusion.overruling.changed == WHEN and after.findings[-1].by_person
-    gone = carried_over(mine, tuple(replace(f, state="not_assessed", probability=None) for f in case.findings))
-    assert the(gone, "pleural_effusion").overruling is None
+def test_a_sentence_that_a_threshold_contradicted_is_worded_anew_and_stays_the_models(case: Case) -> None:
+    changed = set_thresholds(case, "pleural_effusion", 0.6, 0.8)
+    after = sentence_at(reworded(changed), EFFUSION_SENTENCE)
+    assert [(said.name, said.state) for said in parse_sentence(after.text)] == [("pleural_effusion", "absent")]
+    assert (after.state, after.stale, after.by_person) == ("absent", False, False) and after.support == pytest.approx(0.56)
+    assert reworded(changed) == reworded(changed) and reworded(case) == case
+
+
+def test_a_denial_of_what_a_person_added_becomes_their_sentence_and_keeps_the_models_words(case: Case) -> None:
+    place = (0, 1)  # "No consolidation."
+    after = sentence_at(reworded(add_finding(case, "consolidation", point_ras_mm=POINT, side="left")), place)
+    assert after.by_person and after.revision is not None and after.revision.machine_text == "No consolidation."
+    assert [(said.name, said.state) for said in parse_sentence(after.text)] == [("consolidation", "present")] and not after.stale
+
+
+def test_a_sentence_on_an_edited_segment_waits_for_the_new_figures(case: Case) -> None:
+    edited = mark_edited(set_thresholds(case, "lung_nodule", 0.92, 0.95), ["lung_nodule"])
+    assert sentence_at(reworded(edited), NODULE_SENTENCE).stale
 
 
 def test_an_overruled_case_reads_back_from_json_and_an_older_one_still_reads(case: Case) -> None:

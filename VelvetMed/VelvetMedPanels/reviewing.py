@@ -18,6 +18,7 @@ from VelvetMedCore.side_by_side import SideBySide, add_scan, offset_mm, organ_ce
 from VelvetMedCore.volumes import read_volume_node
 from VelvetMedLib.case import Case, CaseFinding, Report
 from VelvetMedLib.case.editing import anything_stale, mark_edited, sentences, take_revised
+from VelvetMedLib.case.overruling import reworded
 from VelvetMedLib.errors import CaseError, VelvetMedError
 from VelvetMedPanels.common import error_text
 
@@ -96,6 +97,7 @@ class Reviewing:
             with slicer.util.WaitCursor():
                 voxels_kji, ijk_to_ras = read_volume_node(volume)
                 measured, labels_kji, edited = remeasured(case, node, voxels_kji, ijk_to_ras)
+                measured = reworded(measured)  # what a person's thresholds contradicted needs no second look
                 self._logic.change_case(measured)
                 self._board.show(measured)
                 if anything_stale(measured) or edited:

@@ -6,12 +6,16 @@ Sentences of the model that no longer agree with the findings become stale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
 from dataclasses import replace
 
-from VelvetMedLib.case.editing import now
+import numpy as np
+
+from VelvetMedLib.case.editing import Place, now, rewrite, sentences
 from VelvetMedLib.case.schema import Case, CaseFinding, Link, Overruling, Sentence
 from VelvetMedLib.reports.ontology import ontology
+from VelvetMedLib.reports.parse import parse_sentence
+from VelvetMedLib.reports.prose import STYLES, write_sentence
 from VelvetMedLib.reports.records import Side, State
 from VelvetMedLib.shapes import Triple
 
@@ -101,15 +105,55 @@ def remove_finding(case: Case, finding: CaseFinding) -> Case:
     return _agreeing(replace(case, findings=(*case.findings[:place], *case.findings[place + 1 :])), finding.name)
 
 
-def carried_over(case: Case, findings: Iterable[CaseFinding]) -> Case:
-    """The case with new findings of the model, and on top of them what a person had made of the old ones."""
-    after = replace(case, findings=(*findings, *(f for f in case.findings if f.by_person)))
-    names = {f.name for f in after.findings if not f.by_person and f.probability is not None}
-    for old in case.findings:
-        mine = old.overruling
-        if mine is not None and mine.absent_below is not None and mine.present_from is not None and old.name in names:
-            after = set_thresholds(after, old.name, mine.absent_below, mine.present_from, when=mine.changed)
-    return after
+def reworded(case: Case) -> Case:
+    """Stale sentences of the model that a person's thresholds or additions have contradicted, in words that agree again.
+
+    What a threshold of theirs decided is still the model's finding and its sentence the model's; what they added themselves
+    becomes a sentence in their words, with the model's kept in its revision. Sentences on edited segments stay stale: these are
+    measured again first. The same case always gets the same words.
+    """
+    for place, _section, sentence in list(sentences(case)):
+        if sentence.finding is None or not sentence.stale or sentence.by_person:
+            continue
+        found = _strongest(case, sentence.finding)
+        if found is None or found.stale or found.state == sentence.state:
+            continue
+        style = case.report.style if case.report is not None else "structured"
+        text = _composed(found, style)
+        if found.by_person:
+            case = rewrite(case, place, text)
+        else:
+            case = _with_words(case, place, found, text)
+    return case
+
+
+def _with_words(case: Case, place: Place, found: CaseFinding, text: str) -> Case:
+    """The case with the model's sentence at a place in other words, with the state, support and place of its finding."""
+    assert case.report is not None
+    support = found.probability if found.probability is None or found.state != "absent" else 1.0 - found.probability
+    parts = list(case.report.sections)
+    lines = list(parts[place[0]].sentences)
+    lines[place[1]] = replace(lines[place[1]], text=text, state=found.state, support=support, link=found.link, stale=False)
+    parts[place[0]] = replace(parts[place[0]], sentences=tuple(lines))
+    return replace(case, report=replace(case.report, sections=tuple(parts)))
+
+
+def _composed(finding: CaseFinding, style: str) -> str:
+    """A sentence on a finding, written from its record and checked by reading it back."""
+    record = finding.record()
+    rng = np.random.default_rng([zlib.crc32(finding.name.encode())])
+    for _ in range(12):
+        text = write_sentence(record, rng, style if style in STYLES else "structured").text
+        if [(said.name, said.state) for said in parse_sentence(text)] == [(record.name, record.state)]:
+            return text
+    plain = {"present": "There is {name}.", "absent": "No {name}.", "uncertain": "Possible {name}."}
+    return plain.get(finding.state, "{name} is not assessed.").format(name=finding.display)
+
+
+def _strongest(case: Case, name: str) -> CaseFinding | None:
+    """Of the findings of a name the one that counts: present before uncertain before absent."""
+    order = ("present", "uncertain", "absent", "not_assessed")
+    return min((f for f in case.findings if f.name == name), key=lambda f: order.index(f.state), default=None)
 
 
 def _of_model(case: Case, name: str) -> CaseFinding:
@@ -141,8 +185,8 @@ def _agreeing(case: Case, name: str) -> Case:
     """Marks the model's sentences about a finding whose state is no longer the findings' own, and takes the mark back."""
     if case.report is None:
         return case
-    states = {f.state for f in case.findings if f.name == name}
-    strongest = next((s for s in ("present", "uncertain", "absent", "not_assessed") if s in states), None)
+    found = _strongest(case, name)
+    strongest = found.state if found is not None else None
     edited = any(segment.stale for segment in case.segments)
 
     def judged(sentence: Sentence) -> Sentence:
