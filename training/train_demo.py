@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--fine-steps", type=int, default=FineSettings().steps)
     parser.add_argument("--global-steps", type=int, default=LanguageSettings().global_steps)
     parser.add_argument("--reader-steps", type=int, default=LanguageSettings().reader_steps)
-    parser.add_argument("--encode-cases", type=int, default=1000, help="training cases whose tokens are kept for the reader")
+    parser.add_argument("--encode-cases", type=int, default=720, help="training cases whose tokens are kept for the reader")
     parser.add_argument("--test-cases", type=int, default=160, help="held-out cases that are encoded and measured")
     parser.add_argument("--spacing-mm", type=float, default=4.0, help="of the cohort's grid and of the fine view")
     parser.add_argument("--processes", type=int, default=2)

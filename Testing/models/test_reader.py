@@ -10,7 +10,7 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.reader import FindingsHead, FindingsHeadConfig, ReaderConfig, StudyReader
 
 CONFIG = ReaderConfig(
-    top_channels=20, width=24, layers=2, heads=3, region_features=7, lesion_features=9, structures=5, max_lesions=4, projection_dim=12
+    top_channels=20, width=24, layers=2, heads=3, region_features=7, region_measures=3, lesion_features=9, structures=5, max_lesions=4, projection_dim=12
 )
 
 
@@ -66,6 +66,24 @@ def test_the_order_of_lesion_tokens_carries_nothing_and_the_order_of_regions_doe
     torch.testing.assert_close(reader(**first).study, reader(**turned).study)
     swapped = first | {"regions": first["regions"][:, [1, 0, 2, 3, 4]]}
     assert not torch.allclose(reader(**first).study, reader(**swapped).study, atol=1e-5)
+
+
+def test_each_structure_reads_its_last_numbers_by_weights_of_its_own(reader: StudyReader, scan: dict[str, Tensor]) -> None:
+    gradients = []
+    for structure in (1, 3):
+        reader.zero_grad()
+        reader(**scan).region_vectors[0, structure].sum().backward()
+        assert reader.measure_in.grad is not None
+        gradients.append(reader.measure_in.grad.abs().sum((1, 2)))
+    own = torch.stack(gradients)
+    assert own[0, 1] > own[0, 3] and own[1, 3] > own[1, 1]
+    # Structure 4 is masked in scan 0 and structure 0 of scan 1 is another study: neither is read.
+    assert own[:, 4].tolist() == [0.0, 0.0]
+    # Only the last three numbers pass this way: at their mean nothing is left to weigh.
+    reader.zero_grad()
+    scan["regions"][..., -3:] = 0.0
+    reader(**scan).region_vectors.sum().backward()
+    assert float(reader.measure_in.grad.abs().max()) == 0.0
 
 
 def test_two_scans_that_differ_only_in_spacing_are_read_differently(reader: StudyReader, scan: dict[str, Tensor]) -> None:

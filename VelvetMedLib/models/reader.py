@@ -21,6 +21,7 @@ KINDS = ("global", "spacing", "region", "lesion")
 class ReaderConfig(Settings):
     """Settings of `StudyReader`. region_features, lesion_features: raw numbers per region and lesion token.
 
+    region_measures: how many of a region's last numbers are measurements (volume, HU, extent, place, overlaps), not learned features.
     top_channels: channels of the global encoder's top map. max_lesions: most lesion tokens per scan.
     projection_dim: length of the study and region vectors for retrieval.
     """
@@ -31,6 +32,7 @@ class ReaderConfig(Settings):
     heads: int = 4
     ffn: int = 384
     region_features: int = 77
+    region_measures: int = 29
     lesion_features: int = 108
     structures: int = 32
     max_lesions: int = 32
@@ -45,11 +47,13 @@ class ReaderConfig(Settings):
             "heads",
             "ffn",
             "region_features",
+            "region_measures",
             "lesion_features",
             "structures",
             "projection_dim",
         ):
             self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.region_measures <= self.region_features, "region_measures", f"at most region_features ({self.region_features})")
         self.require(self.max_lesions >= 0, "max_lesions", "0 or more")
         self.require(self.width % self.heads == 0, "heads", f"a divisor of width ({self.width})")
         self.require(0.0 <= self.dropout < 1.0, "dropout", "0 or more, less than 1")
@@ -91,6 +95,8 @@ class StudyReader(nn.Module):
         self.register_buffer("lesion_mean", torch.zeros(config.lesion_features))
         self.register_buffer("lesion_scale", torch.ones(config.lesion_features))
         self.region_in = nn.Sequential(nn.Linear(config.region_features, width), nn.GELU(), nn.Linear(width, width))
+        # A large spleen and a large aorta are different facts: each structure also reads its measurements by weights of its own.
+        self.measure_in = nn.Parameter(torch.randn(config.structures, config.region_measures, width) * config.region_measures**-0.5)
         self.lesion_in = nn.Sequential(nn.Linear(config.lesion_features, width), nn.GELU(), nn.Linear(width, width))
         self.kind = nn.Embedding(len(KINDS), width)
         self.structure = nn.Embedding(config.structures, width)
@@ -118,11 +124,13 @@ class StudyReader(nn.Module):
             raise ValueError(f"{lesions.shape[1]} lesion tokens, at most {self.config.max_lesions} (max_lesions) are read")
         region_mask, lesion_mask = region_mask.bool(), lesion_mask.bool()
         cells = top.flatten(2).transpose(1, 2)
+        # Numbers behind a mask may be anything, even NaN: they are replaced, not multiplied away.
+        raw = _standard(regions, self.region_mean, self.region_scale, region_mask)
+        measured = torch.einsum("bsf,sfw->bsw", raw[..., -self.config.region_measures :], self.measure_in)
         parts = [
             self.top_in(cells) + self.cell_position(_cell_centres(top)),
             self.spacing(view_spacing_mm),
-            # Numbers behind a mask may be anything, even NaN: they are replaced, not multiplied away.
-            self.region_in(_standard(regions, self.region_mean, self.region_scale, region_mask)) + self.structure.weight,
+            self.region_in(raw) + measured + self.structure.weight,
             self.lesion_in(_standard(lesions, self.lesion_mean, self.lesion_scale, lesion_mask)),
         ]
         x = torch.cat([part + self.kind.weight[kind] for kind, part in enumerate(parts)], dim=1)

@@ -25,7 +25,7 @@ from VelvetMedLib.tasks.views import windowed
 class FineSettings:
     """crop_voxels: (x, y, z). steps: of `batch` crops each. window_hu: as in the bundle's `fine` view."""
 
-    steps: int = 1900
+    steps: int = 1800
     batch: int = 2
     crop_voxels: tuple[int, int, int] = (80, 64, 64)
     learning_rate: float = 2.5e-3

@@ -27,9 +27,9 @@ from VelvetMedLib.tasks.prompts import answer_prefix, report_prefix
 class LanguageSettings:
     """global_steps: of the image encoder with contrast and findings; reader_steps: of everything else on kept tokens."""
 
-    global_steps: int = 110
+    global_steps: int = 80
     global_batch: int = 16
-    reader_steps: int = 400
+    reader_steps: int = 300
     reader_batch: int = 32
     sentences_per_study: int = 3
     questions_per_study: int = 2
