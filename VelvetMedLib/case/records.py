@@ -39,8 +39,14 @@ class Record:
         return _build(cls, data, cls.__name__)
 
 
+_KNOWN_HINTS: dict[type, dict[str, Any]] = {}
+"""Resolving annotations takes most of the time of reading a Case, and a class never changes them."""
+
+
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    if cls not in _KNOWN_HINTS:
+        _KNOWN_HINTS[cls] = typing.get_type_hints(cls)
+    return _KNOWN_HINTS[cls]
 
 
 def _build(cls: type[_R], data: Any, where: str) -> _R:
