@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 from Testing.objectives import toys
 from VelvetMedLib.models.text import TextLayout
 from VelvetMedLib.models.velvet import VelvetModel
-from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN, LossTerm, joined_layout, normalised
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN, TEXT_MASKED_MM, TEXT_MASKED_UNI, LossTerm, joined_layout, normalised
 from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.objectives.encoding import encode, needed_keys
+from VelvetMedLib.objectives.masking import MaskingRule
 
 NAMES = list(toys.objectives())
 
@@ -61,6 +63,42 @@ def test_accumulated_micro_batches_equal_one_batch_for_terms_without_negatives(m
         assert whole is None or torch.allclose(whole, split_up, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_takes_sixty_sentences_a_full_sequence_one_word_and_nothing(model: VelvetModel, name: str) -> None:
+    tokenizer = toys.tokenizer()
+    reports = [["Small nodule in the left lung."] * 60, ["no " * 197, "no " * 197, "no " * 114], ["Effusion"], []]
+    clean = tokenizer.layout(reports, 512)
+    assert clean.ids.shape == (4, 512) and clean.sentence_mask.sum(dim=1).tolist() == [50, 3, 1, 0]
+    masked = MaskingRule.of(tokenizer).masked(clean, [np.random.default_rng(n) for n in range(4)])
+    batch = replace(
+        toys.batch(range(4)),
+        texts={TEXT_CLEAN: clean, TEXT_MASKED_MM: masked[0], TEXT_MASKED_UNI: masked[0]},
+        labels={TEXT_MASKED_MM: masked[1], TEXT_MASKED_UNI: masked[1]},
+    )
+    features, objective = toys.random_features(batch), toys.objectives()[name]
+    for term in objective(model, features, batch, Context()).losses.values():
+        term.total.backward()
+        assert torch.isfinite(term.total) and term.count > 0
+    grads = [x.grad for feature in features.values() for x in feature if x.grad is not None]
+    assert grads and all(torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_bf16_autocast_losses_are_float32_and_near_those_without(name: str) -> None:
+    model, objective = toys.model().float(), toys.objectives()[name].float()
+    batch, totals = toys.batch(), []
+    batch = replace(batch, images={k: v.float() for k, v in batch.images.items()}, clean={k: v.float() for k, v in batch.clean.items()})
+    for half in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            terms = objective(model, encode(model, batch, sorted(objective.needs)), batch, Context()).losses
+        (term,) = terms.values()
+        assert term.total.dtype == torch.float32
+        term.total.backward()
+        totals.append(float(term.total.detach()))
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert totals[0] == pytest.approx(totals[1], rel=0.1)
+
+
 def test_terms_are_weighted_divided_by_the_count_of_all_and_times_the_processes() -> None:
     losses = {"a_loss": LossTerm(torch.tensor(6.0), 2.0), "b_loss": LossTerm(torch.tensor(5.0), 0.0)}
     totals = {"a_loss": 12.0, "b_loss": 0.0}
@@ -84,8 +122,6 @@ def test_each_key_is_encoded_once_and_equals_encoding_it_alone(model: VelvetMode
 
 
 def test_a_global_view_without_its_spacing_is_refused(model: VelvetModel) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="view_spacing_mm"):
         encode(model, replace(toys.batch([0]), view_spacing_mm=None), [IMAGE_GLOBAL])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,20 @@ def test_leaves_in_half_precision_stay_close_and_the_spacing_stays_exact() -> No
     assert float((torch.cat([g.flatten() for g in coarse.values()]) - whole).norm() / whole.norm()) < 0.03
     spacing = "spacing_token.mlp.0.weight"
     assert spacing in exact
+
+
+def test_under_bf16_autocast_cached_gradients_point_where_those_in_full_precision_do() -> None:
+    names = ["report", "word", "match", "mm", "view"]
+    found = []
+    for half in (True, False):
+        model, objectives = toys.model().float(), toys.objectives().float()
+        step = Step(model, objectives, names)
+        step.batches = [replace(b, images={k: v.float() for k, v in b.images.items()}) for b in step.batches]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            step.cached(torch.bfloat16 if half else None)
+        found.append(torch.cat([p.grad.flatten() for p in [*model.parameters(), *objectives.parameters()] if p.grad is not None]))
+    assert found[0].dtype == torch.float32
+    assert float(torch.nn.functional.cosine_similarity(found[0], found[1], dim=0)) > 0.98
 
 
 def test_at_most_one_micro_batch_is_encoded_with_a_graph_at_a_time() -> None:
