@@ -133,7 +133,9 @@ def test_rewriting_or_accepting_after_an_edit_is_a_persons_word_that_it_holds_no
     old = mark_edited(case, ["lung_nodule"])
     assert not sentence_at(rewrite(old, NODULE, "A nodule of 9 mm."), NODULE).stale
     person = mark_edited(rewrite(case, NODULE, "A nodule of 9 mm."), ["lung_nodule"])
-    assert sentence_at(person, NODULE).stale and not sentence_at(judge(person, NODULE, "accepted"), NODULE).stale
+    asked = sentence_at(person, NODULE)
+    assert asked.stale and asked.revision is not None and asked.revision.verdict is None
+    assert not sentence_at(judge(person, NODULE, "accepted"), NODULE).stale
     # The model's own numbers do not become right by being accepted.
     assert sentence_at(judge(old, NODULE, "accepted"), NODULE).stale
 

@@ -183,7 +183,7 @@ def test_an_edit_in_the_segment_editor_marks_figures_and_findings_at_once(finish
     for panel in (panels.report, panels.segments):
         assert panel.ui.staleFrame.isVisibleTo(panel.ui.root) and "liver" in panel.ui.staleLabel.text and panel.ui.recomputeButton.enabled
     table = panels.segments.ui.segmentsTable
-    assert table.item(2, 1).text() == "Liver ⚠" and "out of date" in table.item(2, 2).toolTip()
+    assert table.item(2, 1).text() == "Liver\u00a0⚠" and "out of date" in table.item(2, 2).toolTip()
     assert {f.name for f in finished.logic.case().findings if f.stale} >= {"liver_lesion", "hepatic_steatosis"}
 
 

@@ -68,24 +68,29 @@ class Reviewing:
         self._board.change(lambda case: mark_edited(case, names))
 
     def show_stale(self, case: Case | None) -> None:
-        text = self._note
-        stale = False
+        """What is out of date, where it can be seen; the button only where a second look would change something."""
+        text, useful = self._note, bool(self._note)
         if case is not None and not text:
-            text = self._stale_words(case)
-            stale = bool(text)
+            text, useful = self._stale_words(case)
         for panel in (self._board.report, self._board.segments):
-            panel.show_stale(text, can_recompute=(stale or bool(self._note)) and not self._logic.busy)
+            panel.show_stale(text, can_recompute=useful and not self._logic.busy)
 
-    def _stale_words(self, case: Case) -> str:
+    def _stale_words(self, case: Case) -> tuple[str, bool]:
         names = [segment.display for segment in case.segments if segment.stale]
         node = self._logic.nodes().segmentation
         names += [node.GetSegmentation().GetSegment(n).GetName() for n in unmeasured(case, node)] if node is not None else []
-        count = sum(sentence.stale for _place, _section, sentence in sentences(case))
-        if names and count:
-            return _("Edited since measured: {segments}. {n} sentences are out of date.").format(segments=", ".join(names), n=count)
-        if names:
-            return _("Edited since measured: {segments}.").format(segments=", ".join(names))
-        return _("{n} sentences are out of date.").format(n=count) if count else ""
+        stale = [sentence for _place, _section, sentence in sentences(case) if sentence.stale]
+        lines = [_("Edited since measured: {segments}.").format(segments=", ".join(names))] if names else []
+        if len(stale) == 1:
+            lines.append(_("One sentence is out of date."))
+        elif stale:
+            lines.append(_("{n} sentences are out of date.").format(n=len(stale)))
+        elif any(finding.stale for finding in case.findings):
+            lines.append(_("Findings are out of date."))
+        of_model = any(not sentence.by_person for sentence in stale) or any(finding.stale for finding in case.findings)
+        if stale and not names and not of_model:
+            lines.append(_("The words are yours: accept them if they still hold, or change them."))
+        return " ".join(lines), bool(names) or of_model
 
     def recompute(self) -> None:
         """First the figures, here and at once; then the findings and sentences that rest on them, in the worker."""

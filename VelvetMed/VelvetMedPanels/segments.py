@@ -81,7 +81,7 @@ class SegmentsPanel:
         name = segment.display[:1].upper() + segment.display[1:]
         cells = (
             "",
-            f"{name} ⚠" if segment.stale else f"{name} ✎" if segment.edited else name,
+            f"{name}\u00a0⚠" if segment.stale else f"{name}\u00a0✎" if segment.edited else name,
             f"{at_least}{segment.volume_ml:.1f}" if segment.volume_ml < 100 else f"{at_least}{segment.volume_ml:.0f}",
             "" if segment.mean_hu is None else f"{segment.mean_hu:.0f}",
         )

@@ -174,7 +174,7 @@ def _hit(hit: dict[str, Any]) -> str:
         else _("No finding in common; alike as a whole.")
     )
     others = [_display(name) for name in present if name not in shared]
-    also = _("Also: {findings}").format(findings=", ".join(others)) if others else ""
+    also = (_("Also: {findings}") if shared else _("Shows: {findings}")).format(findings=", ".join(others)) if others else ""
     source = _("findings from its report") if hit.get("source") == "report" else _("findings of the model")
     lines = [
         f'<a href="{SCHEME}{number}"><b>{escape(_("Scan {n}").format(n=number))}</b></a>'

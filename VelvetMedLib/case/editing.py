@@ -170,12 +170,16 @@ def mark_edited(case: Case, names: Collection[str]) -> Case:
         for f in case.findings
     )
     marked = replace(case, segments=segments, findings=findings)
-    return _each_sentence(
-        marked,
-        lambda s: (
-            replace(s, stale=True) if s.state != "not_assessed" and touched(s.finding, s.link.label if s.link is not None else None) else s
-        ),
-    )
+
+    def marked_sentence(sentence: Sentence) -> Sentence:
+        if sentence.state == "not_assessed" or not touched(sentence.finding, sentence.link.label if sentence.link is not None else None):
+            return sentence
+        told = sentence.revision
+        if sentence.by_person and told is not None and told.verdict == "accepted":
+            told = replace(told, verdict=None)  # it was accepted for the segments as they were: the person is asked again
+        return replace(sentence, stale=True, revision=told)
+
+    return _each_sentence(marked, marked_sentence)
 
 
 def take_revised(case: Case, findings: Collection[CaseFinding], report: Report) -> Case:
