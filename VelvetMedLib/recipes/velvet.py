@@ -12,7 +12,7 @@ from VelvetMedLib.models.velvet import LEVELS, Level, ModelConfig
 from VelvetMedLib.objectives.base import Objective
 from VelvetMedLib.objectives.local_contrast import LocalContrast, LocalContrastSettings
 from VelvetMedLib.objectives.masked_language import MaskedLanguage
-from VelvetMedLib.objectives.match import Match
+from VelvetMedLib.objectives.match import Match, MatchSettings
 from VelvetMedLib.objectives.report_contrast import ReportContrast, ReportContrastSettings
 from VelvetMedLib.objectives.vision_self_supervision import Restoration, Rotation, ViewContrast, ViewContrastSettings
 from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
@@ -185,7 +185,10 @@ class VelvetRecipe(Settings):
         if "word" in self.levels:
             made["word_contrast"] = LocalContrast("word", local)
         if self.mm:
-            made["match"] = Match(text_width)
+            # With cached gradients all pieces' pairs are fused in one go: keep a piece's worth at a time, or memory grows with them.
+            loop = self.loop
+            rows = max(1, 3 * loop.batch // loop.micro_batches) if loop.cached_gradients else 0
+            made["match"] = Match(text_width, MatchSettings(chunk_rows=rows))
             made["masked_language_mm"] = MaskedLanguage(text_width, vocab_size, multi_modal=True)
         if self.txt:
             made["masked_language_text"] = MaskedLanguage(text_width, vocab_size, multi_modal=False)
