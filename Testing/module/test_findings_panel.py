@@ -248,6 +248,8 @@ def test_a_heat_map_that_arrives_after_another_finding_was_chosen_is_kept_but_no
     fake_worker.say("result", heatmap=params["out"])
     analysed.poll()
     assert find_heatmap("case", "lung_nodule") is not None and foreground(scene) is None
+    # The worker is free again: now the one that is looked at is asked for.
+    assert fake_worker.requests[-1][1]["phrase"] == "pleural effusion" and analysed.logic.busy
 
 
 def test_an_error_about_a_heat_map_is_shown_beside_the_findings(analysed: Any, fake_worker: Any) -> None:

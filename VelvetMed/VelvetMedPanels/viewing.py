@@ -28,7 +28,7 @@ class FindingViews:
 
     def __init__(self, logic: VelvetMedLogic, watch: Callable[[], None], say: Callable[[str], None]) -> None:
         self._logic, self._watch, self._say = logic, watch, say
-        self._shown: tuple[str, str] | None = None  # the Case and the finding whose heat-map is wanted now
+        self._wanted: tuple[Case, CaseFinding] | None = None  # whose heat-map is to be seen now
 
     def show(self, case: Case, finding: CaseFinding, volume_node: Any, *, window: str, heatmap: bool, axes: bool) -> None:
         """window: fitting, own (as it is), or the name of a window."""
@@ -52,16 +52,17 @@ class FindingViews:
         self._show_heatmap(case, finding, heatmap)
 
     def _show_heatmap(self, case: Case, finding: CaseFinding, wanted: bool) -> None:
-        if not wanted or finding.by_person:
-            self._shown = None
-            show_over(None)
-            return
-        if not has_map(finding.name):
-            self._shown = None
-            show_over(None)
+        self._wanted = (case, finding) if wanted and not finding.by_person and has_map(finding.name) else None
+        if wanted and not finding.by_person and self._wanted is None:
             self._say(_("This finding is measured on whole organs: there is no heat-map of it."))
+        self._show_wanted()
+
+    def _show_wanted(self) -> None:
+        """The wanted heat-map, asked for where the scene does not hold it and the worker is free; else as soon as it is."""
+        if self._wanted is None:
+            show_over(None)
             return
-        self._shown = (case.id, finding.name)
+        case, finding = self._wanted
         node = find_heatmap(case.id, finding.name)
         show_over(node)
         if node is None and not self._logic.busy:
@@ -86,23 +87,25 @@ class FindingViews:
 
     def take(self, update: Update) -> None:
         """News of a heat-map that was asked for."""
-        if update.kind == "failed" and update.error is not None:
-            self._say(error_text(update.error))
-        if update.kind != "done":
+        if update.kind == "progress":
             return
         case_id, finding, display = update.about
-        try:
-            with slicer.util.WaitCursor():
-                node = add_heatmap(Path(str(update.data.get("heatmap"))), case_id=case_id, finding=finding, title=display)
-        except VelvetMedError as error:
-            self._say(error_text(error))
-            return
-        if self._shown == (case_id, finding):
-            show_over(node)
+        if update.kind == "done":
+            try:
+                with slicer.util.WaitCursor():
+                    add_heatmap(Path(str(update.data.get("heatmap"))), case_id=case_id, finding=finding, title=display)
+            except VelvetMedError as error:
+                self._say(error_text(error))
+                return
+        elif update.error is not None:
+            self._say(error_text(update.error))
+        if update.kind != "done" and self._wanted is not None and self._wanted[1].name == finding:
+            self._wanted = None  # it was asked for in vain: not again before the user asks
+        self._show_wanted()
 
     def forget(self) -> None:
         """Nothing is shown any more; the scene is not touched."""
-        self._shown = None
+        self._wanted = None
         self._say("")
 
 
