@@ -104,3 +104,17 @@ def test_places_are_named_as_the_ontology_names_them():
     assert words("lung_lower_lobe_left") == "left lower lobe"
     assert words("T12") == "T12"
     assert words(None) == ""
+
+
+def test_what_a_person_rejected_is_left_out_and_words_of_theirs_and_stale_figures_are_marked(phantom):
+    from VelvetMedLib.case.editing import judge, mark_edited, rewrite, sentences
+
+    places = [place for place, _, _ in sentences(phantom.case)]
+    case = judge(phantom.case, places[0], "rejected")
+    case = rewrite(case, places[1], "My own words.")
+    case = mark_edited(case, [segment.name for segment in case.segments])
+    page = case_view(case)
+    rows = [row for section in page["sections"] for row in section["sentences"]]
+    assert len(rows) == len(places) - 1 and phantom.case.report.sections[0].sentences[0].text not in [row["text"] for row in rows]
+    assert [row["text"] for row in rows if row["by_person"]] == ["My own words."]
+    assert all(row["stale"] for group in page["segments"] for row in group["rows"])

@@ -47,8 +47,12 @@ def case_view(case: Case) -> dict[str, Any]:
         "version": __version__,
         "states": [{"name": name, "word": word, "count": _count(case, name)} for name, word in STATE_WORDS.items()],
         "sections": [
-            {"title": _title(section.title), "sentences": [_sentence_row(sentence, links) for sentence in section.sentences]}
+            {
+                "title": _title(section.title),
+                "sentences": [_sentence_row(sentence, links) for sentence in section.sentences if not sentence.rejected],
+            }
             for section in (case.report.sections if case.report else ())
+            if not all(sentence.rejected for sentence in section.sentences)
         ],
         "style": case.report.style if case.report else None,
         "findings": sorted(findings, key=lambda row: row["rank"]),
@@ -180,7 +184,9 @@ def _sentence_row(sentence: Sentence, links: Links) -> dict[str, Any]:
         "word": STATE_WORDS.get(sentence.state, "") if sentence.state else "",
         "support": fraction(sentence.support),
         "link": link,
-        "no_evidence": link is None and sentence.support is None,
+        "no_evidence": link is None and sentence.support is None and not sentence.by_person,
+        "by_person": sentence.by_person,
+        "stale": sentence.stale,
     }
 
 
@@ -206,6 +212,7 @@ def _segment_row(segment: Segment, links: Links) -> dict[str, Any]:
         "mean_hu": segment.mean_hu,
         "mean_hu_text": number(segment.mean_hu, 0),
         "truncated": segment.truncated,
+        "stale": segment.stale,
         "link": links.add(place, segment.display or words(segment.name)),
     }
 
