@@ -1,0 +1,155 @@
+"""The grid: one row per part of VELVET-Med, each a recipe by plain settings; a cell is a row at a number of pairs and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from VelvetMedLib.errors import UsageError
+from VelvetMedLib.models.config import Settings
+from VelvetMedLib.recipes.overrides import overridden
+from VelvetMedLib.recipes.velvet import VelvetRecipe
+
+SCRATCH = "scratch"
+"""The row without pre-training: segmentation from a random start, nothing else."""
+ENDS = ("clip", "everything")
+"""The two ends of the grid: one of them must stand clearly above chance before the rest is worth its hours."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """settings: dotted names and values that make the recipe, the same switches named in every row."""
+
+    name: str
+    says: str
+    settings: tuple[str, ...]
+
+
+def _row(name: str, says: str, *, itc: str = "all", extra: str = "", agg: str = "mean", attention: str = "published") -> Row:
+    switches = [f"{part}={str(part in extra.split()).lower()}" for part in ("mm", "vis", "txt")]
+    more = ["sentence_tokens=true", "label_smoothing=0.1"]
+    return Row(name, says, (f"itc={itc}", *switches, f"agg={agg}", f"local_attention={attention}", *more))
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "clip",
+        "plain CLIP: a BERT of the same size, no sentence tokens, no smoothing",
+        ("itc=top", "mm=false", "vis=false", "txt=false", "sentence_tokens=false", "label_smoothing=0"),
+    ),
+    _row("everything", "all levels + matching and masked language + volume + text self-supervision", extra="mm vis txt"),
+    _row("report", "report-level contrast alone", itc="top"),
+    _row("sentence", "report + sentence level", itc="topmid"),
+    _row("word_sum", "report + word level, scores summed over words (as published)", itc="topbot", agg="sum"),
+    _row("word_mean", "report + word level, scores averaged over words", itc="topbot"),
+    _row("word_sharp", "report + word level, averaged, sharpened local attention", itc="topbot", attention="local_tau"),
+    _row("all_levels", "report + sentence + word level"),
+    _row("matching", "all levels + matching and masked language with the image", extra="mm"),
+    _row("volume", "all levels + volume self-supervision", extra="vis"),
+    _row("text", "all levels + text self-supervision", extra="txt"),
+)
+BY_NAME = {row.name: row for row in ROWS}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its measurements. pairs: studies that it learns from; 0 for `SCRATCH`."""
+
+    row: str
+    pairs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.pairs}-s{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationSettings(Settings):
+    """What all cells have in common.
+
+    steps: optimiser steps of every pre-training. pairs: studies of the main part of the grid; fewer_pairs: of the second
+    part, for the two ends (0 = left out). seeds: of the two ends at `pairs`; the other rows have one. val, test: studies
+    held out for choosing the best weights and for measuring. segmentation_volumes: labelled scans of the fine-tuning (0 =
+    no segmentation); segmentation_steps, segmentation_val, segmentation_test: its steps and scans. sitting_minutes: a cell
+    that works longer is set aside, saved, and goes on when the line is called again. data_seed: draws the studies.
+    above_chance: in a pilot the lower end of the interval of R@10 must reach this many times chance.
+    """
+
+    steps: int = 300
+    pairs: int = 400
+    fewer_pairs: int = 200
+    seeds: int = 3
+    val: int = 100
+    test: int = 200
+    segmentation_volumes: int = 10
+    segmentation_steps: int = 300
+    segmentation_val: int = 4
+    segmentation_test: int = 20
+    sitting_minutes: float = 40.0
+    data_seed: int = 1
+    above_chance: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "pairs", "seeds", "segmentation_steps", "segmentation_val", "segmentation_test"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("val", "test"):
+            self.require(getattr(self, name) >= 2, name, "at least 2: something to retrieve among")
+        self.require(0 <= self.fewer_pairs < self.pairs, "fewer_pairs", f"less than pairs ({self.pairs}); 0 = left out")
+        fewest = self.fewer_pairs or self.pairs
+        self.require(0 <= self.segmentation_volumes <= fewest, "segmentation_volumes", f"0 (no segmentation) to {fewest}, the fewest pairs")
+        self.require(self.sitting_minutes > 0, "sitting_minutes", "more than 0")
+        self.require(self.above_chance >= 1, "above_chance", "1 or more")
+
+
+FREE = ("sitting_minutes", "above_chance", "seeds")
+"""Settings that move no figure of a cell: they may change between two calls of the line."""
+
+
+def recipe_of(row: str, base: VelvetRecipe) -> VelvetRecipe:
+    """The row's recipe: `base` with the row's own switches."""
+    return overridden(base, BY_NAME[row].settings)
+
+
+def refuse_switches(changes: Sequence[str]) -> None:
+    """What a row decides cannot be set for all rows: UsageError."""
+    decided = {setting.split("=")[0] for row in ROWS for setting in row.settings}
+    own = [change for change in changes if change.split("=")[0].strip() in decided]
+    if own:
+        raise UsageError(
+            "This setting is what the rows of the ablation differ in.",
+            found=", ".join(own),
+            expected="a setting other than " + ", ".join(sorted(decided)),
+            next_step="Leave it out, or train one recipe with pretrain.py.",
+        )
+
+
+def pilot_cells(settings: AblationSettings) -> list[Cell]:
+    """The two ends with the first seed; they are cells of the grid, so that nothing is computed twice."""
+    return [Cell(row, settings.pairs, 1) for row in ENDS]
+
+
+def grid_cells(settings: AblationSettings) -> list[Cell]:
+    """All cells in the order in which they run: the pilots, one seed of every row, then more seeds and fewer pairs for the two ends."""
+    cells = pilot_cells(settings)
+    if settings.segmentation_volumes:
+        cells += [Cell(SCRATCH, 0, seed) for seed in range(1, settings.seeds + 1)]
+    cells += [Cell(row.name, settings.pairs, 1) for row in ROWS if row.name not in ENDS]
+    cells += [Cell(row, settings.pairs, seed) for seed in range(2, settings.seeds + 1) for row in ENDS]
+    if settings.fewer_pairs:
+        cells += [Cell(row, settings.fewer_pairs, 1) for row in ENDS]
+    return cells
+
+
+def chosen_cells(settings: AblationSettings, only: Sequence[str], *, pilot: bool) -> list[Cell]:
+    """The cells of the line. only: rows, or whole names of cells; empty = all. Raises UsageError for a word that names none."""
+    cells = pilot_cells(settings) if pilot else grid_cells(settings)
+    unknown = [word for word in only if not any(word in (cell.row, cell.name) for cell in cells)]
+    if unknown:
+        raise UsageError(
+            "There is no row or cell of this name.",
+            found=", ".join(unknown),
+            expected="one of: " + ", ".join(dict.fromkeys([*(c.row for c in cells), *(c.name for c in cells)])),
+            next_step="Correct --only.",
+        )
+    return [cell for cell in cells if not only or cell.row in only or cell.name in only]
