@@ -51,6 +51,25 @@ def test_a_single_voxel_at_the_bottom_has_no_spread_and_the_network_still_runs()
     assert (instance_norm(torch.rand(2, 3, 1, 1, 1)) == 0).all()
 
 
+def test_bfloat16_gradients_stay_close_to_float32_down_to_grids_of_two_cells_whatever_memory_held_before() -> None:
+    net, x = made(window=2), torch.rand(1, 1, 64, 32, 32)
+    gradients = []
+    for bf16 in (False, True, True):
+        # What the allocator hands out next is full of huge numbers: memory that is read before it is written shows.
+        dirty = [torch.full((n,), 3e30) for n in (1_000, 30_000, 200_000, 1_000_000)]
+        del dirty
+        net.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = net(x)
+        logits.float().log_softmax(1)[:, 1].mean().backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    exact = gradients[0]
+    largest = max(float(g.abs().max()) for g in exact.values())
+    for rough in gradients[1:]:
+        for name, g in exact.items():
+            assert float((rough[name] - g).abs().max()) < 0.1 * largest, name
+
+
 def test_an_encoder_is_loaded_strictly_and_whole_or_not_at_all() -> None:
     net = made()
     other = SwinEncoder(net.config.swin)

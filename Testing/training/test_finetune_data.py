@@ -84,14 +84,16 @@ def test_a_folder_without_a_data_set_and_an_unknown_structure_are_refused(tmp_pa
 
 def test_splits_are_the_files_or_drawn_by_the_seed_and_few_labels_are_a_part_of_them(tmp_path: Path) -> None:
     folder = nnunet(tmp_path / "a", 5)
-    drawn = with_splits(read_task(folder), val_share=0.4, train_cases=0, seed=1)
+    drawn = with_splits(read_task(folder), val_share=0.4, seed=1)
     assert (len(drawn.of("train")), len(drawn.of("val"))) == (3, 2)
-    assert drawn == with_splits(read_task(folder), val_share=0.4, train_cases=0, seed=1)
-    few = with_splits(read_task(folder), val_share=0.4, train_cases=2, seed=1)
+    assert drawn == with_splits(read_task(folder), val_share=0.4, seed=1)
+    few = with_splits(read_task(folder), val_share=0.4, seed=1, most={"train": 2})
     assert few.of("val") == drawn.of("val") and {c.name for c in few.of("train")} < {c.name for c in drawn.of("train")}
+    fewer = with_splits(read_task(folder), val_share=0.4, seed=1, most={"train": 1, "val": 1})
+    assert {c.name for c in fewer.of("train")} < {c.name for c in few.of("train")} and len(fewer.of("val")) == 1
     folds = [{"train": ["case0"], "val": ["case1"]}, {"train": ["case2", "case3"], "val": ["case4"]}]
     (folder / "splits_final.json").write_text(json.dumps(folds), "utf-8")
-    second = with_splits(read_task(folder, fold=1), val_share=0.4, train_cases=0, seed=1)
+    second = with_splits(read_task(folder, fold=1), val_share=0.4, seed=1)
     assert {case.name: case.split for case in second.cases} == {"case2": "train", "case3": "train", "case4": "val"}
     manifest = tmp_path / "studies.jsonl"
     manifest.write_text("".join(json.dumps({"study": f"case{n}", "split": "test" if n else "train"}) + "\n" for n in range(3)), "utf-8")

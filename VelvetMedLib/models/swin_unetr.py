@@ -34,13 +34,20 @@ class SwinUnetrConfig(Settings):
 
 
 class Convolution(nn.Module):
-    """One convolution without bias; its own module because the tensor names have the level."""
+    """One convolution; its own module because the tensor names have the level.
+
+    On a CPU, grids of one or two cells are convolved in float32: where the first side is 2, the bf16 kernel of torch 2.13 reads
+    memory that nobody wrote when it computes the weights' gradient (3x3x3, padding 1, AVX-512 BF16). It costs nothing there.
+    """
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and min(x.shape[2:]) <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return self.conv(x.float() if x.dtype == torch.bfloat16 else x)
         return self.conv(x)
 
 

@@ -73,7 +73,8 @@ def finetune_segmentation(
             next_step="Give another encoder.",
         )
     plan = plan_flips(task.names, settings.augment)
-    task = with_splits(task, val_share=settings.data.val_share, train_cases=settings.data.train_cases, seed=seed)
+    most = {"train": settings.data.train_cases, "val": settings.data.val_cases, "test": settings.data.test_cases}
+    task = with_splits(task, val_share=settings.data.val_share, seed=seed, most=most)
     folder = RunFolder(run)
     try:
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -18,7 +18,7 @@ class DataSettings(Settings):
     crop and sliding window. crops_per_volume: of each volume of a batch. positive_share: of the crops centred in a
     structure, the others in the background. by_structure: a positive crop first draws a structure, all alike; False, as
     published, draws among all foreground voxels. val_share: of the cases, where the data set names no split. fold: of
-    nnU-Net's splits_final.json. train_cases: at most so many labelled training volumes, 0 = all.
+    nnU-Net's splits_final.json. train_cases, val_cases, test_cases: at most so many volumes of each split, 0 = all.
     """
 
     spacing_mm: Triple = (1.5, 1.5, 2.0)
@@ -31,6 +31,8 @@ class DataSettings(Settings):
     val_share: float = 0.2
     fold: int = 0
     train_cases: int = 0
+    val_cases: int = 0
+    test_cases: int = 0
 
     def __post_init__(self) -> None:
         self.require(all(0.2 <= s <= 20 for s in self.spacing_mm), "spacing_mm", "three spacings of 0.2 to 20 mm")
@@ -39,7 +41,7 @@ class DataSettings(Settings):
         self.require(self.crops_per_volume >= 1, "crops_per_volume", "at least 1")
         self.require(0 <= self.positive_share <= 1, "positive_share", "0 to 1")
         self.require(0 < self.val_share < 1, "val_share", "more than 0, less than 1")
-        for name in ("fold", "train_cases"):
+        for name in ("fold", "train_cases", "val_cases", "test_cases"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
 
 

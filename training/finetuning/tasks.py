@@ -183,8 +183,9 @@ def _with_splits(cases: Sequence[CaseFiles], path: Path, fold: int) -> tuple[Cas
     return tuple(replace(case, split=split[case.name]) for case in cases if split.get(case.name) in SPLITS)
 
 
-def with_splits(task: SegmentationTask, *, val_share: float, train_cases: int, seed: int) -> SegmentationTask:
-    """Every case in a split, groups together; of the training cases at most `train_cases` (0 = all), drawn by the seed."""
+def with_splits(task: SegmentationTask, *, val_share: float, seed: int, most: Mapping[str, int] | None = None) -> SegmentationTask:
+    """Every case in a split, groups together. most: largest number of cases by split (0 = all), drawn by the seed; a smaller
+    number draws a part of what a larger one draws."""
     open_groups = sorted({case.group for case in task.cases if not case.split})
     order = [open_groups[int(n)] for n in generator(seed, "validation split").permutation(len(open_groups))]
     val = set(order[: max(1, round(len(order) * val_share))]) if len(order) > 1 else set()
@@ -194,10 +195,11 @@ def with_splits(task: SegmentationTask, *, val_share: float, train_cases: int, s
         seen.setdefault(case.group, set()).add(case.split)
     if leaks := sorted(group for group, parts in seen.items() if len(parts) > 1):
         _refuse("Cases that belong together lie in different splits.", found=", ".join(leaks[:5]), expected="one split per group")
-    train = sorted(case.name for case in cases if case.split == "train")
-    if train_cases and train_cases < len(train):
-        kept = {train[int(n)] for n in generator(seed, "few labels").permutation(len(train))[:train_cases]}
-        cases = [case for case in cases if case.split != "train" or case.name in kept]
+    for part, count in (most or {}).items():
+        names = sorted(case.name for case in cases if case.split == part)
+        if 0 < count < len(names):
+            kept = {names[int(n)] for n in generator(seed, "few", part).permutation(len(names))[:count]}
+            cases = [case for case in cases if case.split != part or case.name in kept]
     return replace(task, cases=tuple(cases))
 
 
