@@ -24,7 +24,7 @@ ROLE = "VelvetMed.Role"
 OF_CASE, OF_FINDING = "VelvetMed.Case", "VelvetMed.Finding"
 HEATMAP, AXIS = "heatmap", "axis"
 COLORS = "vtkMRMLColorTableNodeIron"
-LEAST_SHOWN, OPACITY = 0.05, 0.45
+LEAST_SHOWN, OPACITY = 0.15, 0.45
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

@@ -27,8 +27,8 @@ WINDOW_CHOICES = ("fitting", "lung", "soft_tissue", "bone", "own")
 SIDES = (None, "left", "right", "both")
 STATES_OF_A_PERSON = ("present", "uncertain")
 MARK_OF_A_PERSON = "✎"
-FINDING_WIDTH = 98
-"""Pixels: the longest single word of a finding's name; names of several words are wrapped."""
+WIDTHS = {FINDING: 98, STATE: 84}
+"""Pixels, for the longest usual word: what has several words is wrapped, so that the place keeps its room in a narrow panel."""
 
 
 class FindingsPanel:
@@ -85,8 +85,9 @@ class FindingsPanel:
         table = self.ui.findingsTable
         header = table.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        header.setSectionResizeMode(FINDING, qt.QHeaderView.Interactive)
-        header.resizeSection(FINDING, FINDING_WIDTH)
+        for column, width in WIDTHS.items():
+            header.setSectionResizeMode(column, qt.QHeaderView.Interactive)
+            header.resizeSection(column, width)
         header.setSectionResizeMode(PLACE, qt.QHeaderView.Stretch)
         header.setMinimumSectionSize(20)
         header.setSectionsClickable(True)

@@ -38,7 +38,7 @@ class FindingViews:
         jump_to(finding.link.center_ras_mm)
         segment = case.segment(finding.link.label) if finding.link.label is not None else None
         segmentation = self._logic.nodes().segmentation
-        if segment is not None:
+        if segment is not None and not heatmap:  # filled segments would cover the map
             show_segment(segmentation, segment.name)
         if window != "own":
             set_window(volume_node, fitting_window(finding.name) if window == "fitting" else window)
