@@ -83,10 +83,9 @@ class SideBySide:
         _copy_window(mine, other)
         right[0].SetOrientationToAxial()
         left[0].SetOrientationToAxial()
-        for (slice_node, composite), volume in ((left, mine), (right, other)):
+        for (_slice_node, composite), volume in ((left, mine), (right, other)):
             composite.SetLinkedControl(False)  # unlinked first: a link would carry the left volume to the right
             composite.SetBackgroundVolumeID(volume.GetID())
-            slice_node.SetSliceVisible(False)
         right[0].SetFieldOfView(*left[0].GetFieldOfView())
         right[0].GetSliceToRAS().DeepCopy(left[0].GetSliceToRAS())
         right[0].UpdateMatrices()

@@ -148,7 +148,7 @@ class SimilarPanel:
         self.ui.similarMessage.visible = bool(text)
 
     def built(self, count: int, skipped: list[str]) -> None:
-        lines = [_("{n} scans are in the index.").format(n=count)]
+        lines = [_("One scan is in the index.") if count == 1 else _("{n} scans are in the index.").format(n=count)]
         if skipped:
             lines.append(_("{n} could not be read:").format(n=len(skipped)))
             lines += skipped[:MOST_SHOWN]
