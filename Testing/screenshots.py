@@ -378,6 +378,8 @@ def picture_with_views(studio: Studio, volume: Any) -> None:
     """The panel beside axial, coronal, sagittal and 3D views at the first finding: the picture of the README."""
     from slicer_host.views import OffscreenViews
 
+    if not any(finding.state in ("present", "uncertain") for finding in studio.widget.logic.case().findings):
+        studio.board.findings.set_filter("all")  # an empty table shows nothing
     panel = studio.shoot("panel_for_views")
     views = OffscreenViews((VIEW_WIDTH, (studio.parent.height - VIEW_GAP) // 2 - VIEW_BAR))
     for orientation in ("Axial", "Coronal", "Sagittal"):

@@ -236,7 +236,10 @@ def test_closing_the_scene_during_a_second_look_stops_it_and_clears_the_panels(f
 
 
 def test_a_new_analysis_is_watched_and_the_old_segments_are_not(finished: Any, fake_worker: Any, make_case: Callable[..., Path]) -> None:
-    old = finished.logic.nodes().segmentation
+    from VelvetMedCore.parameters import parameter_node
+    from VelvetMedCore.segment_figures import TABLE_ROLE
+
+    old, old_table = finished.logic.nodes().segmentation, parameter_node().GetNodeReference(TABLE_ROLE)
     finished.panels.analyze.ui.applyButton.click()
     fake_worker.say("result", case=str(make_case(Path(fake_worker.requests[-1][1]["out"]))))
     finished.poll()
@@ -244,6 +247,9 @@ def test_a_new_analysis_is_watched_and_the_old_segments_are_not(finished: Any, f
     assert stale_names(finished) == set()
     paint_liver(finished)
     assert stale_names(finished) == {"liver"}
+    table = parameter_node().GetNodeReference(TABLE_ROLE)
+    assert table is not old_table and "out of date" not in [old_table.GetCellText(row, 4) for row in range(3)]
+    assert "out of date" in " ".join(table.GetCellText(row, 4) for row in range(3))
 
 
 def test_a_deleted_segmentation_does_no_harm(finished: Any, scene: Any) -> None:

@@ -45,13 +45,14 @@ class Reviewing:
     def show(self, case: Case | None) -> None:
         """Follows the segmentation of the analysis, keeps its table, and says what is out of date."""
         node = self._logic.nodes().segmentation if case is not None else None
-        if self._segments is not None and self._segments.node is not node:
+        another = self._segments is not None and self._segments.node is not node
+        if self._segments is not None and another:
             self._segments.stop()
             self._segments = None
         if node is not None and self._segments is None:
             self._segments = SegmentWatch(node, self.on_edited)
         if case is not None and node is not None:
-            keep_table(case)
+            keep_table(case, new=another)  # an earlier analysis keeps its own
         self.show_stale(case)
 
     def stop(self) -> None:
