@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -141,6 +142,26 @@ def test_a_torn_checkpoint_costs_steps_but_no_bit(opened: Any, tmp_path: Path, c
     assert trainer(opened, tmp_path / "torn").run() == 0
     assert "damaged" in capsys.readouterr().err
     assert_same_bits(tmp_path / "whole", tmp_path / "torn")
+
+
+def test_a_disk_that_is_full_when_the_log_is_written_ends_the_run_in_words_and_it_goes_on_when_there_is_space(
+    opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(opened, tmp_path / "whole").run()
+    record = RunLog.record
+
+    def full(log: RunLog, entry: dict[str, Any]) -> None:
+        if entry["step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        record(log, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "record", full)
+        with pytest.raises(TrainingError) as caught:
+            trainer(opened, tmp_path / "full").run()
+    assert "No space left" in caught.value.found and "step 2" in caught.value.next_step
+    assert trainer(opened, tmp_path / "full").run() == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "full")
 
 
 def spoiled(study: str) -> Callable[[StudyBatch, list[str], int], StudyBatch]:

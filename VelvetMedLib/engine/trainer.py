@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import signal
 import sys
@@ -17,6 +18,7 @@ import torch
 
 from VelvetMedLib.engine.checkpoints import Checkpoint, Checkpoints
 from VelvetMedLib.engine.data import Quarantine
+from VelvetMedLib.engine.files import disk_error
 from VelvetMedLib.engine.learner import Learner, StepSums, gradients_of, step_gradients
 from VelvetMedLib.engine.loader import Loader
 from VelvetMedLib.engine.log import RunLog, draw_curves, progress_line
@@ -38,6 +40,9 @@ from VelvetMedLib.errors import TrainingError
 
 STOPPED = 75
 """Exit code after an orderly stop on request: everything is saved, call the same line again (EX_TEMPFAIL of sysexits)."""
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""What a full, failing or read-only disk answers."""
 
 Validate = Callable[[Learner], Mapping[str, float]]
 MakeLoader = Callable[[int], Loader]
@@ -111,6 +116,12 @@ class Trainer:
             if note:
                 log.say(note)
             return self._steps(loader, log)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            kept = self.checkpoints.load()
+            safe = f"The checkpoint of step {kept.step} is whole." if kept else "No checkpoint was written yet."
+            raise disk_error("A file of the run folder", error, 0, safe) from error
         finally:
             _restore_handlers(before)
             loader.close()
