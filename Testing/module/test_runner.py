@@ -111,30 +111,3 @@ def test_an_incomplete_installation_is_said_in_words(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match="install the extension again"):
         library_root(tmp_path)
-
-
-def test_added_models_are_looked_for_where_the_library_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import os
-
-    from VelvetMedCore.models import added_models_folder
-    from VelvetMedLib.bundle.catalogue import user_folder
-
-    monkeypatch.delenv("VELVETMED_DATA", raising=False)
-    assert added_models_folder(os.environ) == user_folder()
-    monkeypatch.setenv("VELVETMED_DATA", str(tmp_path))
-    assert added_models_folder(os.environ) == user_folder()
-
-
-def test_models_are_listed_from_their_cards_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    from VelvetMedCore.models import list_models
-
-    bundles = tmp_path / "VelvetMedLib" / "assets" / "bundles"
-    for name, text in (
-        ("demo", '{"format_version": 1, "id": "demo", "version": "0.1", "licence": "Apache-2.0", "training_data": ["a", "b"]}'),
-        ("broken", "{"),
-        ("later", '{"format_version": 99, "id": "later"}'),
-    ):
-        (bundles / name).mkdir(parents=True)
-        (bundles / name / "bundle.json").write_text(text, encoding="utf-8")
-    entries = list_models(tmp_path, environ={"VELVETMED_DATA": str(tmp_path / "none")})
-    assert [(entry.title, entry.licence, entry.training_data) for entry in entries] == [("demo 0.1", "Apache-2.0", "a; b")]
