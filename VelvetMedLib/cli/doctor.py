@@ -119,8 +119,10 @@ def _space() -> dict[str, Any]:
 
 
 def _bundles() -> list[dict[str, Any]]:
-    from VelvetMedLib.bundle import catalogue
-
+    try:
+        from VelvetMedLib.bundle import catalogue
+    except ImportError as problem:  # what is missing is said by its own line; this must not keep it from being said
+        return [_check("bundle", None, f"not looked at: {problem.name or 'a package'} is missing")]
     found = [
         _check(
             f"bundle {e.name}",
@@ -134,7 +136,9 @@ def _bundles() -> list[dict[str, Any]]:
 
 
 def _sample() -> dict[str, Any]:
-    from VelvetMedLib.cohorts.sample import default_cache
-
+    try:
+        from VelvetMedLib.cohorts.sample import default_cache
+    except ImportError as problem:
+        return _check("sample scan", None, f"not looked at: {problem.name or 'a package'} is missing")
     there = (default_cache() / "sample").is_dir()
     return _check("sample scan", True if there else None, "in the cache" if there else "not fetched yet ('velvetmed sample')")

@@ -70,6 +70,15 @@ def system_error(problem: BaseException) -> VelvetMedError:
 
 
 def own_fault(problem: BaseException) -> VelvetMedError:
+    """A fault as a user error; a missing package is one that the user can mend."""
+    if isinstance(problem, ModuleNotFoundError) and problem.name and not problem.name.startswith("VelvetMedLib"):
+        package = problem.name.split(".")[0]
+        return UsageError(
+            f"The Python package {package} is missing.",
+            found=f"no package {package} in this Python",
+            expected="every package that 'velvetmed doctor' lists as needed",
+            next_step=f"Install {package}, or use another Python; 'velvetmed doctor' says what else is missing.",
+        )
     return VelvetMedError(
         "VelvetMed met a fault of its own.",
         found=type(problem).__name__,
