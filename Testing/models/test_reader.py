@@ -10,7 +10,16 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.reader import FindingsHead, FindingsHeadConfig, ReaderConfig, StudyReader
 
 CONFIG = ReaderConfig(
-    top_channels=20, width=24, layers=2, heads=3, region_features=7, region_measures=3, lesion_features=9, structures=5, max_lesions=4, projection_dim=12
+    top_channels=20,
+    width=24,
+    layers=2,
+    heads=3,
+    region_features=7,
+    region_measures=3,
+    lesion_features=9,
+    structures=5,
+    max_lesions=4,
+    projection_dim=12,
 )
 
 
