@@ -110,6 +110,7 @@ def test_two_rows_run_to_their_figures_and_the_table_shows_the_measured_cells_al
         ablation.main([*line, "--traceback", "--steps", "4"])
 
 
+@pytest.mark.slow
 def test_a_cell_killed_in_the_middle_goes_on_and_measures_what_an_undisturbed_one_measures(cohort: Path, tmp_path: Path) -> None:
     line = words(cohort, tmp_path / "killed", "--anyway", "--only", "clip", volumes=0)
     driver = (
