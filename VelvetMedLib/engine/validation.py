@@ -31,7 +31,8 @@ def held_out_vectors(
     images, texts = [torch.zeros(0, width)], [torch.zeros(0, width)]
     for start in range(0, len(mine), batch):
         made = maker.batch(mine[start : start + batch], EVALUATION).to(processes.device)
-        with autocast(processes.device, learner.recipe.loop.precision):
+        # In full precision: early in a run, vectors that differ a little would tie when rounded to bf16.
+        with autocast(processes.device, "fp32"):
             features: Features = encode(learner.model, made, (IMAGE_GLOBAL, TEXT_CLEAN))
             images.append(learner.model.project_image(features[IMAGE_GLOBAL], ["report"])["report"].float().cpu())
             states = features[TEXT_CLEAN].states
