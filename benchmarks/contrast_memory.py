@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from measuring import alternating, facts, gradients, largest_difference, peak_in_child, print_peak
+from common.measuring import alternating, facts, gradients, largest_difference, peak_in_child, print_peak
 from pretraining.plan import made_up_batch, vocabulary
 
 from VelvetMedLib.engine.learner import Learner, step_gradients

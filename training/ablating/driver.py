@@ -98,6 +98,7 @@ def _run_all(
             say(f"{cell.name} is not needed: a pilot stands above chance already.")
             continue
         say(f"== {cell.name}")
+        before = bench.result(cell)
         how = run_cell(cell, bench, processes, say)
         if how == STOPPED:
             say("Stopped on request; everything is saved. Call the same line again to go on.")
@@ -106,7 +107,8 @@ def _run_all(
             waiting.append(cell.name)
             say(f"{cell.name} is set aside after {bench.settings.sitting_minutes:g} minutes; it goes on when the line is called again.")
         if how == DONE:
-            _publish(bench, folders)
+            if before is None:
+                _publish(bench, folders)
             if cell in pilots:
                 say(_verdict(cell, bench))
     if pilot and not waiting and all(bench.result(cell) is not None for cell in pilots) and not _passed(bench):

@@ -21,7 +21,7 @@ from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.probe import ProbeSplit, as_records, linear_probe, macro_auroc
 from VelvetMedLib.evaluation.records import Facts, record_scores
 from VelvetMedLib.evaluation.retrieval import chance, hit_chances, recall_at, retrieval, same_group
-from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN, Features
 from VelvetMedLib.objectives.encoding import encode
 from VelvetMedLib.recipes.velvet import VelvetRecipe
 
@@ -67,8 +67,8 @@ def pooled_maps(learner: Learner, maker: BatchMaker, names: Sequence[str], proce
     for start in range(0, len(names), batch):
         made = maker.batch(names[start : start + batch], EVALUATION).to(processes.device)
         with autocast(processes.device, learner.recipe.loop.precision):
-            top = encode(learner.model, made, (IMAGE_GLOBAL,))[IMAGE_GLOBAL].top
-        out.append(top.float().mean(dim=(2, 3, 4)).cpu())
+            features: Features = encode(learner.model, made, (IMAGE_GLOBAL,))
+        out.append(features[IMAGE_GLOBAL].top.float().mean(dim=(2, 3, 4)).cpu())
     return torch.cat(out).numpy()
 
 
@@ -105,8 +105,8 @@ def probe_figures(features: dict[str, NDArray[np.float32]], cohort: Path, names:
     """Logistic regressions on the pooled map; "mean" over the findings that have a figure, None without any."""
     tables = {split: truth_table(cohort, studies) for split, studies in names.items()}
     findings = tables["train"][0]
-    parts = [ProbeSplit(features=features[split], truth=tables[split][1]) for split in ("train", "val", "test")]
-    results = linear_probe(*parts, findings)
+    train, val, test = (ProbeSplit(features=features[split], truth=tables[split][1]) for split in ("train", "val", "test"))
+    results = linear_probe(train, val, test, findings)
     mean = macro_auroc(results)
     told = sum(r.auroc is not None for r in results)
     return {"mean": None if np.isnan(mean) else mean, "findings_told": told, "findings": as_records(results)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,13 @@ def publish(results: Sequence[Result], planned: int, folders: Sequence[Path]) ->
     """Write table and plot of the measured cells; nothing while there are none."""
     if not results:
         return
+    first, *others = folders
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        text = as_markdown(results, planned)
-        draw(results, folder / PLOT)
-        write_text(folder / TABLE, text + f"\n![The same figures as points]({PLOT})\n")
+    draw(results, first / PLOT)
+    for folder in others:
+        part = folder / f".{PLOT}.part"
+        shutil.copyfile(first / PLOT, part)
+        part.replace(folder / PLOT)
+    for folder in folders:
+        write_text(folder / TABLE, as_markdown(results, planned) + f"\n![The same figures as points]({PLOT})\n")

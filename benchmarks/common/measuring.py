@@ -99,7 +99,7 @@ def peak_in_child(script: str, way: str, arguments: Sequence[str]) -> dict[str, 
 
 def facts(name: str, device: torch.device) -> dict[str, Any]:
     """Head of the JSON line."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "name": name,
