@@ -44,7 +44,7 @@ class LocalContrastSettings(Settings):
     agg: str = "mean"
     skip_text_softmax: bool = False
     local_tau: float = 0.0
-    chunk_texts: int = 4
+    chunk_texts: int = 2
 
     def __post_init__(self) -> None:
         for name in ("tau1", "tau2", "tau3"):
