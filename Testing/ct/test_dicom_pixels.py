@@ -197,3 +197,10 @@ def test_scaling_of_the_full_unsigned_range_into_16_bits_is_exact() -> None:
     out = scaled(array, 1.0, -32768.0 + 1)
     np.testing.assert_array_equal(out, array.astype(np.int64) - 32767)
     assert scaled(array[:60000], 1.0, -32000.0).dtype == np.int16
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, -1e34), (1e30, 0.0), (1.0, 3e9)])
+def test_scaling_by_a_number_that_no_integer_holds_gives_floats_and_no_crash(slope: float, intercept: float) -> None:
+    out = scaled(np.array([[[-1000, 5]]], np.int16), slope, intercept)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, np.array([[[-1000.0, 5.0]]]) * slope + intercept, rtol=1e-6)

@@ -21,8 +21,11 @@ def scaled(array: ArrayKJI, slope: float, intercept: float) -> ArrayKJI:
                 whole *= np.int16(slope)
             whole += np.int16(intercept)
             return whole
-        return array.astype(np.int64) * int(slope) + int(intercept)
+        if max(abs(int(slope)), abs(int(intercept)), *(abs(end) for end in ends)) < 2**31:
+            return array.astype(np.int64) * int(slope) + int(intercept)
+        # A damaged header may name any number: what no integer holds stays a float, for the plausibility check to refuse.
     out: ArrayKJI = array.astype(np.float32)
-    out *= np.float32(slope)
-    out += np.float32(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out *= np.float32(slope)
+        out += np.float32(intercept)
     return out
