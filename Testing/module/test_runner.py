@@ -1,4 +1,4 @@
-"""The worker's interpreter, command and environment, and where the library lies: no Slicer needed."""
+"""The worker's interpreter, command and environment, and where the library lies. Of Slicer only the translator is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def module_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def module_on_path(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "VelvetMed"))
 
 
@@ -97,7 +97,7 @@ def test_the_library_is_found_in_a_source_tree_and_in_an_installed_tree(tmp_path
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from VelvetMedCore.library import library_root, make_importable; make_importable();"
-        "import VelvetMedCore.runner, VelvetMedLib; print(library_root()); print(VelvetMedLib.__file__)"
+        "import VelvetMedLib, VelvetMedLib.worker.client; print(library_root()); print(VelvetMedLib.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(module_folder)], capture_output=True, text=True, encoding="utf-8", check=True, cwd="/"

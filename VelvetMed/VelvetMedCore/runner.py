@@ -1,4 +1,4 @@
-"""Finds the worker's Python and builds its command line and environment. Standard library only; knows no slicer."""
+"""Finds the worker's Python and builds its command line and environment. Of Slicer it knows only the translator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from slicer.i18n import tr as _
 
 from VelvetMedLib.errors import WorkerError
 from VelvetMedLib.worker.client import server_argv
@@ -37,19 +39,19 @@ def find_interpreter(own_python: str, surroundings: Surroundings) -> str:
     if own_python:
         if not Path(own_python).is_file():
             raise WorkerError(
-                "The chosen Python does not exist.",
-                found="no file at the chosen place",
-                expected="a Python program, 3.11 or newer, with torch installed",
-                next_step="Choose another Python in the setup panel, or clear the field to use Slicer's own.",
+                _("The chosen Python does not exist."),
+                found=_("no file at the chosen place"),
+                expected=_("a Python program, 3.11 or newer, with torch installed"),
+                next_step=_("Choose another Python in the setup panel, or clear the field to use Slicer's own."),
             )
         return own_python
     found = surroundings.which("PythonSlicer")
     if found is None:
         raise WorkerError(
-            "Slicer's Python could not be found.",
-            found="no program named PythonSlicer on the search path",
-            expected="PythonSlicer, which comes with every Slicer",
-            next_step="Start Slicer by its own launcher, or choose another Python in the setup panel.",
+            _("Slicer's Python could not be found."),
+            found=_("no program named PythonSlicer on the search path"),
+            expected=_("PythonSlicer, which comes with every Slicer"),
+            next_step=_("Start Slicer by its own launcher, or choose another Python in the setup panel."),
         )
     return found
 
