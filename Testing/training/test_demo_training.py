@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("sklearn")
 
 from demo.calibrate import calibrate
-from demo.checkpoint import MovingAverage, StageState
+from demo.checkpoint import StageState
 from demo.data import PreparedCase, crop, crop_batches, split_of
 from demo.encodings import cell_shares
 from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits
@@ -20,6 +20,7 @@ from demo.language import cells_loss, findings_loss, pack_rows, prompt_loss, rep
 from demo.results import recall_at
 from torch import Tensor, nn
 
+from VelvetMedLib.engine.optimiser import MovingAverage
 from VelvetMedLib.tasks.views import GlobalView
 
 

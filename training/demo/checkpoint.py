@@ -10,23 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-
-class MovingAverage:
-    """Exponential moving average of a module's parameters and buffers, kept as plain tensors."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        # The average of the first steps would be dominated by the random start without this ramp.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.tensors[name].lerp_(value.detach(), 1 - decay)
-            else:
-                self.tensors[name].copy_(value)
+from VelvetMedLib.engine.optimiser import MovingAverage
 
 
 class StageState:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo.checkpoint import MovingAverage, StageState
+from demo.checkpoint import StageState
+from VelvetMedLib.engine.optimiser import MovingAverage
 from demo.data import PreparedCase, crop_batches
 from VelvetMedLib.models.fine import FineNet
 from VelvetMedLib.tasks.views import windowed

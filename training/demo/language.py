@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from demo.checkpoint import MovingAverage, StageState
+from demo.checkpoint import StageState
+from VelvetMedLib.engine.optimiser import MovingAverage
 from demo.encodings import EncodedCase
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
