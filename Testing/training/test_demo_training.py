@@ -17,10 +17,10 @@ from demo.data import PreparedCase, crop, crop_batches, split_of
 from demo.encodings import cell_shares
 from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits
 from demo.language import cells_loss, findings_loss, pack_rows, prompt_loss, report_contrast
-from demo.results import recall_at
 from torch import Tensor, nn
 
 from VelvetMedLib.engine.optimiser import MovingAverage
+from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.tasks.views import GlobalView
 
 
@@ -237,5 +237,5 @@ def test_a_finding_that_is_told_gets_ordered_thresholds_and_ignores_unknown_stat
 
 
 def test_equal_scores_share_the_credit_of_recall() -> None:
-    assert recall_at(np.zeros((4, 4)), (1, 4)) == {"R@1": 0.25, "R@4": 1.0}
-    assert recall_at(np.eye(3), (1,)) == {"R@1": 1.0}
+    assert recall_at(np.zeros((4, 4)), np.eye(4, dtype=bool), (1, 4)) == {"R@1": 0.25, "R@4": 1.0}
+    assert recall_at(np.eye(3), np.eye(3, dtype=bool), (1,)) == {"R@1": 1.0}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +18,7 @@ from VelvetMedLib.engine.optimiser import MovingAverage
 from demo.encodings import EncodedCase
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
+from VelvetMedLib.objectives.groups import normalised_report
 from VelvetMedLib.reports import HELD_OUT_STYLE, STYLES, FindingRecord, fill_slots, make_questions, ontology, write_report, write_sentence
 from VelvetMedLib.tasks.prompts import answer_prefix, report_prefix
 
@@ -84,11 +83,6 @@ def records_by_state(cases: list[EncodedCase]) -> dict[str, dict[str, list[Findi
     if empty := [f"{name}: {state}" for name, states in table.items() for state, records in states.items() if not records]:
         raise ValueError(f"the training cases hold no example of {', '.join(empty)}; make a larger cohort")
     return table
-
-
-def normalised(text: str) -> str:
-    """The form in which two reports count as the same: NFKC, lower case, white space collapsed."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).lower()).strip()
 
 
 def report_contrast(image: Tensor, text: Tensor, log_scale: Tensor, groups: list[str], smoothing: float) -> Tensor:
@@ -312,7 +306,7 @@ def train_global(
         layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
         text = model.embed_text(layout)
         image = model.project_image(maps)["report"]
-        groups = [normalised(" ".join(report)) for report in reports]
+        groups = [normalised_report(" ".join(report)) for report in reports]
         return {
             "cells": 0.2 * cells_loss(stage.cells(maps.bottom).float(), stack(batch, "cell_shares")),
             "findings": findings_loss(stage.auxiliary(pooled).float(), finding_targets(batch), weight),
@@ -364,7 +358,7 @@ def train_reader(
         reports = [source.report(case, draw) for case in batch]
         layout = tokenizer.layout(reports, settings.text_tokens, training=True, rng=draw)
         text = model.embed_text(layout)
-        groups = [normalised(" ".join(report)) for report in reports]
+        groups = [normalised_report(" ".join(report)) for report in reports]
         prompts = model.embed_text(tokenizer.layout(source.prompts(known, draw), settings.text_tokens))
         targets = finding_targets(batch)
         rows = [source.decoder_rows(case, draw) for case in batch]

@@ -21,6 +21,7 @@ from demo.sample import dice_on_sample
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
 from VelvetMedLib.evaluation.probe import auroc_interval
+from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology
@@ -88,6 +89,10 @@ def presence_summary(cases: list[EncodedCase], reading: Reading, calibrations: l
     }
 
 
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
 @torch.no_grad()
 def retrieval(
     model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], reading: Reading, settings: LanguageSettings, *, seed: int
@@ -98,21 +103,15 @@ def retrieval(
     sets = [{(r.name, r.side, r.site) for r in case.findings if r.state == "present"} for case in cases]
     result: dict[str, Any] = {"gallery": len(cases)}
     oracle = np.array([[len(a & b) / max(1, len(a | b)) if a | b else 1.0 for b in sets] for a in sets])
-    result["record_oracle"] = recall_at(oracle, (1, 5, 10))
+    own, ks = np.eye(len(cases), dtype=bool), (1, 5, 10)
+    result["record_oracle"] = _rounded(recall_at(oracle, own, ks))
     for name, held_out in (("training_styles", False), ("held_out_style", True)):
         draw = np.random.default_rng((seed, 9))
         layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.text_tokens)
         text = model.embed_text(layout).numpy()
-        result[name] = recall_at(text @ reading.study.T, (1, 5, 10))
+        result[name] = _rounded(recall_at(text @ reading.study.T, own, ks))
     result["chance"] = {f"R@{k}": round(k / len(cases), 3) for k in (1, 5, 10)}
     return result
-
-
-def recall_at(scores: NDArray[Any], ks: tuple[int, ...]) -> dict[str, float]:
-    """Share of rows whose own column is among the k best; equal scores share the credit."""
-    own = np.diag(scores)[:, None]
-    better, equal = (scores > own).sum(1), (scores == own).sum(1)
-    return {f"R@{k}": round(float(np.clip((k - better) / equal, 0, 1).mean()), 3) for k in ks}
 
 
 @torch.no_grad()
