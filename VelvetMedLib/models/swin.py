@@ -101,8 +101,19 @@ class WindowAttention(nn.Module):
             # Windows stand in the place of heads, so that one mask serves the whole batch without being copied.
             q, k, v = (t.flatten(1, 2) for t in (q, k, v))
             scores = (bias + apart[:, None]).flatten(0, 1)[None]
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=scores.to(q.dtype))
+        mixed = _biased_attention(q, k, v, scores.to(q.dtype))
         return self.proj(mixed.reshape(batch, windows, self.heads, n, -1).transpose(2, 3).reshape(batch, windows, n, width))
+
+
+def _biased_attention(q: Tensor, k: Tensor, v: Tensor, scores: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + scores) V by the kernel that is fastest for what is asked.
+
+    torch has no fused CPU kernel for a mask that wants a gradient; the path it takes instead works in float32 and looks for rows
+    of minus infinity, which our masks never have. Spelt out, the same sum takes under half the time there.
+    """
+    if q.device.type == "cpu" and scores.requires_grad and torch.is_grad_enabled():
+        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + scores, dim=-1) @ v
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=scores)
 
 
 class Mlp(nn.Module):
