@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from VelvetMedLib.errors import UsageError
+from VelvetMedLib.models import swin
 from VelvetMedLib.models.swin import LEGACY_OCTANTS, OCTANTS, SwinConfig, SwinEncoder, from_monai, relative_index, shift_mask
 
 
@@ -146,6 +149,75 @@ def test_recomputed_activations_and_a_run_without_gradients_before_change_no_gra
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def attention_inputs(windows: int, heads: int, n: int, width: int, *, per_window: bool, kind: torch.dtype) -> list[Tensor]:
+    """q, k, v [batch, heads, n, width] and scores [1, heads, n, n], or one mask per window as in a shifted grid; all want gradients."""
+    torch.manual_seed(5)
+    batch, rows = (3, windows * heads) if per_window else (3 * windows, heads)
+    scores = torch.randn(1, rows, n, n)
+    if per_window:
+        scores[:, : rows // 2, : n // 2, n // 2 :] += swin.APART
+    return [x.to(kind).requires_grad_() for x in (*(2 * torch.randn(3, batch, rows, n, width)), scores)]
+
+
+def value_and_gradients(attention: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    out = attention(*inputs)
+    torch.manual_seed(6)
+    return [out.detach(), *torch.autograd.grad(out, inputs, torch.randn(out.shape).to(out.dtype))]
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, scores: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=scores)
+
+
+@pytest.mark.parametrize("per_window", [False, True], ids=["one bias for all windows", "a mask for each window"])
+@pytest.mark.parametrize("n", [8, 27, 64])
+def test_attention_spelt_out_for_training_equals_torchs_in_value_and_every_gradient(n: int, per_window: bool) -> None:
+    inputs = attention_inputs(4, 2, n, 12, per_window=per_window, kind=torch.float64)
+    ours = value_and_gradients(swin._biased_attention, inputs)
+    for a, b in zip(ours, value_and_gradients(fused, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    if per_window:
+        # A pair that is kept apart has a weight of e^-100: nothing passes between the two.
+        assert float(ours[4][0, 0, 0, n // 2 :].abs().max()) < 1e-40
+
+
+@pytest.mark.parametrize("per_window", [False, True], ids=["one bias for all windows", "a mask for each window"])
+def test_in_bfloat16_the_spelt_out_attention_is_within_two_percent_of_the_exact_one(per_window: bool) -> None:
+    inputs = attention_inputs(4, 2, 64, 12, per_window=per_window, kind=torch.bfloat16)
+    exact = value_and_gradients(fused, [x.detach().double().requires_grad_() for x in inputs])
+    # The whole tensor's error: bfloat16 has 8 bits, so single numbers near zero may be off by more than themselves.
+    for ours, torchs, true in zip(
+        value_and_gradients(swin._biased_attention, inputs), value_and_gradients(fused, inputs), exact, strict=True
+    ):
+        assert ours.dtype == torch.bfloat16
+        error, theirs = (float((x.double() - true).norm() / true.norm()) for x in (ours, torchs))
+        assert error < 0.02 and theirs < 0.02
+
+
+def test_the_spelt_out_attention_is_for_training_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_calls = []
+    plain = functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        fused_calls.append(1)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(swin.functional, "scaled_dot_product_attention", counted)
+    net, x = SwinEncoder(config()), torch.rand(1, 1, 32, 32, 32)
+    trained = net(x)
+    assert not fused_calls
+    with torch.no_grad():
+        used = net(x)
+    assert len(fused_calls) == 8, "one call for each of the eight blocks"
+    with torch.inference_mode():
+        net(x)
+    frozen = SwinEncoder(config()).requires_grad_(False)
+    frozen(x.requires_grad_())
+    assert len(fused_calls) == 24, "no gradient is wanted of a frozen bias"
+    for a, b in zip(trained, used, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_a_swin_unetr_load_and_the_rest_is_dropped() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.attention import Attention
@@ -102,11 +103,16 @@ class Layer(nn.Module):
 
 
 class TriBert(nn.Module):
-    """Text layers, then fusion layers, under one attention rule (methods.md 2.3)."""
+    """Text layers, then fusion layers, under one attention rule (methods.md 2.3).
+
+    `recompute_activations` trades time for memory while gradients are on: layers are run again in the backward pass, with the
+    random numbers of the first time, so dropout leaves out the same numbers.
+    """
 
     def __init__(self, config: TriBertConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute_activations = False
         self.token = nn.Embedding(config.vocab_size, config.width)
         self.position = nn.Embedding(config.positions, config.width)
         # Row 0 is the type of padding: `padding_idx` holds it at zero.
@@ -131,7 +137,7 @@ class TriBert(nn.Module):
         x = self.dropout(self.norm(self.token(ids) + places + self.token_type(type_ids)))
         mask = attention_rule(type_ids, pad_mask)
         for layer in self.text_layers:
-            x = layer(x, mask)
+            x = self._through(layer, x, mask)
         return x
 
     def fuse(self, states: Tensor, type_ids: Tensor, pad_mask: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
@@ -139,8 +145,13 @@ class TriBert(nn.Module):
         mask = attention_rule(type_ids, pad_mask)
         seen = None if visual_mask is None else visual_mask.bool()[:, None, None, :]
         for layer in self.fusion_layers:
-            states = layer(states, mask, visual, seen)
+            states = self._through(layer, states, mask, visual, seen)
         return states
+
+    def _through(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.recompute_activations and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True))
+        return cast(Tensor, layer(*inputs))
 
     def read_out(self, states: Tensor, layout: TextLayout) -> ReadOut:
         """Report, sentence and word vectors from states [B, L, W], without a loop.
