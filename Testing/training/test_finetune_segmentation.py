@@ -17,6 +17,7 @@ pytest.importorskip("monai", reason="losses and sliding windows are MONAI's")
 pytest.importorskip("sklearn")
 
 import finetune
+from commandline import PROBLEM, USAGE
 from converted import write_converted
 from finetuning.batches import CropMaker
 from finetuning.encoders import encoder_start, encoder_tensors
@@ -248,12 +249,12 @@ def test_the_command_line_prints_its_settings_and_refuses_in_four_parts(data: Pa
     said = capsys.readouterr().out
     assert "data.patch_voxels=64,64,64" in said and "augment.flip_swap_pairs=False" in said
     line = ["segmentation", "--data", str(data), "--run", str(tmp_path / "run"), "--steps", "1"]
-    assert finetune.main([*line, "--encoder", "demo", "--set", "swin.embed_dim=8"]) == finetune.USAGE
-    assert finetune.main([*line, "--set", "augment.flip_x=true"]) == finetune.USAGE
-    assert finetune.main([*line[:3], "--run", str(tmp_path / "run")]) == finetune.USAGE
-    assert finetune.main(["segmentation", "--data", str(tmp_path), *line[3:]]) == finetune.PROBLEM
+    assert finetune.main([*line, "--encoder", "demo", "--set", "swin.embed_dim=8"]) == USAGE
+    assert finetune.main([*line, "--set", "augment.flip_x=true"]) == USAGE
+    assert finetune.main([*line[:3], "--run", str(tmp_path / "run")]) == USAGE
+    assert finetune.main(["segmentation", "--data", str(tmp_path), *line[3:]]) == PROBLEM
     assert "Next:" in capsys.readouterr().err
-    assert finetune.main(["dreaming"]) == finetune.USAGE and finetune.main([]) == 0
+    assert finetune.main(["dreaming"]) == USAGE and finetune.main([]) == 0
     with pytest.raises(UsageError, match="no setting of this name"):
         finetune.chosen_settings("paper", ["data.patch=3"], "scratch")
 

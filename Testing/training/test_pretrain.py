@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import commandline
 import pretrain
 import pytest
 import torch
@@ -301,7 +302,7 @@ def test_without_pythonslicer_a_sentence_says_so(capsys: pytest.CaptureFixture[s
 
 def test_missing_packages_are_named_with_what_to_do(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert child.missing_packages(lambda name: None if name == "torch" else object()) == ["torch"]
-    monkeypatch.setattr(pretrain, "missing_packages", lambda: ["torch", "tokenizers"])
+    monkeypatch.setattr(commandline, "missing_packages", lambda: ["torch", "tokenizers"])
     assert pretrain.main(["velvet", "--run", "x", "--steps", "1"]) == 1
     assert "no torch, no tokenizers" in capsys.readouterr().err
 
