@@ -25,7 +25,7 @@ import torch
 from common.measuring import alternating, facts, gradients, largest_difference, peak_in_child, print_peak
 from pretraining.plan import made_up_batch, vocabulary
 
-from VelvetMedLib.engine.learner import Learner, step_gradients
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.objectives.base import StudyBatch
 from VelvetMedLib.recipes.velvet import VelvetRecipe, paper, tiny
@@ -87,7 +87,7 @@ def a_step(learner: Learner, batches: list[StudyBatch], processes: Processes) ->
 
     def step() -> None:
         learner.zero_grad(set_to_none=False)
-        step_gradients(learner, batches, processes.context(0, 0), processes, 0)
+        learner.gradients(batches, processes.context(0, 0), processes, 0)
 
     return step
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
-from VelvetMedLib.engine.learner import Learner, step_gradients
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.manifest import read_manifest
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
@@ -51,7 +51,7 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
     parts = [part_of(mine, n, recipe.loop.micro_batches) for n in range(recipe.loop.micro_batches)]
     # float64: restoration's absolute value has a kink, and float32's last bit decides the sign of a gradient there.
     batches = [in_float64(maker.batch(part, 0)) for part in parts]
-    result = step_gradients(learner, batches, processes.context(3, 7), processes, 3)
+    result = learner.gradients(batches, processes.context(3, 7), processes, 3)
     found = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
     return found, {name: value / max(1.0, result.totals[name]) for name, value in result.sums.items()}
 

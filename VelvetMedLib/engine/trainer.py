@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 from VelvetMedLib.engine.checkpoints import Checkpoint, Checkpoints
-from VelvetMedLib.engine.data import Quarantine
 from VelvetMedLib.engine.files import disk_error
-from VelvetMedLib.engine.learner import Learner, StepSums, gradients_of, step_gradients
 from VelvetMedLib.engine.loader import Loader
 from VelvetMedLib.engine.log import RunLog, draw_curves, progress_line
 from VelvetMedLib.engine.optimiser import (
@@ -35,6 +33,7 @@ from VelvetMedLib.engine.optimiser import (
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import capture, restore, seed_everything
 from VelvetMedLib.engine.sharding import all_moments, hand_round, owners_of
+from VelvetMedLib.engine.trainable import StepSums, Trainable, gradients_of
 from VelvetMedLib.engine.validation import weights_of
 from VelvetMedLib.errors import TrainingError
 
@@ -44,7 +43,7 @@ STOPPED = 75
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """What a full, failing or read-only disk answers."""
 
-Validate = Callable[[Learner], Mapping[str, float]]
+Validate = Callable[[Any], Mapping[str, float]]
 MakeLoader = Callable[[int], Loader]
 
 
@@ -75,24 +74,27 @@ class Progress:
 
 
 class Trainer:
-    """Trains a learner for `steps` steps in a run folder; `run()` begins, or goes on from the newest whole checkpoint."""
+    """Trains a `Trainable` for `steps` steps in a run folder; `run()` begins, or goes on from the newest whole checkpoint."""
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trainable,
         *,
         run: Path,
         steps: int,
         seed: int,
         make_loader: MakeLoader,
         processes: Processes,
-        quarantine: Quarantine,
+        quarantine: Sized = (),
         selection: Selection | None = None,
         after_step: Callable[[int], None] | None = None,
     ) -> None:
-        """make_loader: from the first step to the loader of that step and those after. after_step: called with the steps done."""
+        """make_loader: from the first step to the loader of that step and those after. quarantine: what was left out, for its number.
+
+        after_step: called with the steps done.
+        """
         self.learner, self.folder, self.steps, self.seed = learner.to(processes.device), run, steps, seed
-        self.settings, self.loop = learner.recipe.optimiser, learner.recipe.loop
+        self.settings, self.loop = learner.optimiser, learner.loop
         self.make_loader, self.processes, self.quarantine = make_loader, processes, quarantine
         self.selection, self.after_step = selection, after_step
         self.checkpoints = Checkpoints(run)
@@ -180,7 +182,7 @@ class Trainer:
         """One optimiser step; figures for the log, or None when something was not finite and nothing was changed."""
         self.learner.zero_grad(set_to_none=True)
         ctx = self.processes.context(self.seed, step)
-        result = step_gradients(self.learner, batches, ctx, self.processes, self.seed)
+        result = self.learner.gradients(batches, ctx, self.processes, self.seed)
         names, metrics = sorted(result.sums), sorted(result.metrics)
         world = self.processes.world_size
         summed = self.processes.sum([*(result.sums[n] for n in names), *(result.metrics[n] / world for n in metrics)])

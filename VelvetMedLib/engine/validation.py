@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from VelvetMedLib.engine.data import EVALUATION, BatchMaker
 from VelvetMedLib.engine.learner import Learner, autocast
@@ -43,8 +43,8 @@ def held_out_vectors(
 
 
 @contextmanager
-def weights_of(learner: Learner, tensors: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Lend the learner other weights, such as their moving average; its own come back exactly."""
+def weights_of(learner: nn.Module, tensors: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Lend a module other weights, such as their moving average; its own come back exactly."""
     if tensors is None:
         yield
         return

@@ -15,8 +15,9 @@ from pretraining.plan import made_up_batch, vocabulary
 
 from ablating.cell import Bench, segmentation_settings
 from ablating.grid import SCRATCH, AblationSettings, Cell, recipe_of
-from VelvetMedLib.engine.learner import Learner, autocast, step_gradients
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.processes import Processes
+from VelvetMedLib.engine.trainable import autocast
 from VelvetMedLib.models.swin_unetr import SwinUnetr, SwinUnetrConfig
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.objectives.encoding import encode
@@ -92,7 +93,7 @@ def time_row(recipe: VelvetRecipe, processes: Processes) -> tuple[float, float]:
 
     def step() -> None:
         learner.zero_grad(set_to_none=True)
-        step_gradients(learner, batches, processes.context(0, 0), processes, 0)
+        learner.gradients(batches, processes.context(0, 0), processes, 0)
 
     @torch.no_grad()
     def encoded() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from VelvetMedLib.cohorts import read_cohort
-from VelvetMedLib.engine.learner import Learner, step_gradients
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.log import clock
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.models.text import MAX_SENTENCES, SPECIALS, TextLayout
@@ -132,7 +132,7 @@ def _made_up_layout(studies: int, length: int, vocab_size: int, draw: np.random.
 
 def _once(learner: Learner, batch: StudyBatch, processes: Processes) -> None:
     learner.zero_grad(set_to_none=True)
-    step_gradients(learner, [batch], processes.context(0, 0), processes, 0)
+    learner.gradients([batch], processes.context(0, 0), processes, 0)
 
 
 @dataclass
