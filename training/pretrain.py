@@ -25,7 +25,8 @@ from commandline import (
     require,
 )
 
-RECIPES = ("velvet",)
+from VelvetMedLib.recipes import RECIPES
+
 PRESETS = ("tiny", "paper", "micro")
 
 EXAMPLES = """  python training/pretrain.py velvet --preset tiny --cohort COHORT --run RUN --steps 600 --seed 1
@@ -37,7 +38,9 @@ EXAMPLES = """  python training/pretrain.py velvet --preset tiny --cohort COHORT
 def parser() -> argparse.ArgumentParser:
     """The options of the line."""
     made = new_parser("pretrain.py", "Pre-train image and text encoders on scans and reports.", EXAMPLES)
-    made.add_argument("words", nargs="*", metavar="velvet [settings|help]", help="the recipe; then nothing to train, or what to print")
+    made.add_argument(
+        "words", nargs="*", metavar=f"{'|'.join(RECIPES)} [settings|help]", help="the recipe; then nothing to train, or what to print"
+    )
     add_settings_options(made, PRESETS, "paper: as published; tiny: for two CPU cores; micro: for tests")
     made.add_argument("--cohort", type=Path, metavar="DIR", help="folder made by `velvetmed cohort make`")
     made.add_argument("--manifest", type=Path, metavar="FILE", help="list of studies, one JSON object per line, in place of --cohort")
@@ -59,17 +62,17 @@ def main(words: list[str]) -> int:
         parser().print_help()
         return 0
     if options.words[0] not in RECIPES or options.words[1:] not in ([], ["settings"]):
-        sys.stderr.write(f"There is no '{' '.join(options.words)}'. Known: velvet, velvet settings, help.\n")
+        sys.stderr.write(f"There is no '{' '.join(options.words)}'. Known: {', '.join(RECIPES)}, each with or without settings; help.\n")
         return USAGE
     return carry_out(lambda: _run(options), traceback=options.traceback)
 
 
 def _run(options: argparse.Namespace) -> int:
     from VelvetMedLib.engine.processes import Processes
+    from VelvetMedLib.recipes import preset
     from VelvetMedLib.recipes.overrides import overridden
-    from VelvetMedLib.recipes.velvet import PRESETS as MAKERS
 
-    recipe = overridden(MAKERS[options.preset](), options.set)
+    recipe = overridden(preset(options.words[0], options.preset), options.set)
     if options.words[1:] == ["settings"]:
         print_settings(recipe)
         return 0

@@ -124,7 +124,7 @@ def test_too_much_unusable_data_stops_the_run_and_so_does_a_leak(copied: Path, t
     [
         (["help"], 0, "--preset"),
         ([], 0, "--preset"),
-        (["colipri"], 2, "Known: velvet"),
+        (["clipper"], 2, "Known: velvet"),
         (["velvet", "--steps", "3"], 2, "--run"),
         (["velvet", "--run", "x"], 2, "--steps"),
         (["velvet", "--run", "x", "--steps", "0"], 2, "nothing to do"),

@@ -10,22 +10,20 @@ from torch import Tensor, nn
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.trainable import StepSums, Trainable, autocast, totals_of
-from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.objectives.base import Features, Objective, StudyBatch, Terms, normalised
 from VelvetMedLib.objectives.cached import cached_backward, joined_batch
 from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.objectives.encoding import encode, needed_keys
-from VelvetMedLib.recipes.velvet import VelvetRecipe
+from VelvetMedLib.recipes.base import Recipe
 
 
 class Learner(Trainable):
     """The encoders of a recipe and the heads of its objectives: everything that is trained and saved."""
 
-    def __init__(self, recipe: VelvetRecipe, vocab_size: int) -> None:
+    def __init__(self, recipe: Recipe, vocab_size: int) -> None:
         super().__init__(recipe.optimiser, recipe.loop, recipe.loss_weights())
         self.recipe = recipe
-        self.model = VelvetModel(recipe.model_config(vocab_size))
-        self.model.swin.recompute_activations = recipe.loop.recompute_activations
+        self.model = recipe.model(vocab_size)
         self.objectives = nn.ModuleDict(recipe.objectives(vocab_size))
         self.keys = needed_keys(self.listed().values())
 

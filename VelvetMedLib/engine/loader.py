@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, cast
 
 from VelvetMedLib.engine.sampler import StepSampler, part_of
 from VelvetMedLib.objectives.base import StudyBatch
@@ -16,12 +16,16 @@ class MakesBatches(Protocol):
     def batch(self, names: list[str], epoch: int) -> StudyBatch: ...
 
 
+class MakesCompanions(Protocol):
+    def batch(self, names: list[str], epoch: int, companions: list[str], companion_epoch: int) -> StudyBatch: ...
+
+
 class Loader:
     """This process's micro-batches of each step, in order. `waited` sums the seconds in which a step had to wait for data."""
 
     def __init__(
         self,
-        maker: MakesBatches,
+        maker: MakesBatches | MakesCompanions,
         sampler: StepSampler,
         *,
         first_step: int,
@@ -30,8 +34,10 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         readers: int = 1,
+        companions: StepSampler | None = None,
     ) -> None:
-        self.maker, self.sampler = maker, sampler
+        """companions: draws the scans that go along with each step's studies."""
+        self.maker, self.sampler, self.companions = maker, sampler, companions
         self.micro_batches, self.rank, self.world_size = micro_batches, rank, world_size
         self.waited = 0.0
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
@@ -42,8 +48,17 @@ class Loader:
 
     def names(self, step: int, micro: int) -> list[str]:
         """Studies of one micro-batch of this process."""
-        mine = part_of(self.sampler.draw(step), self.rank, self.world_size)
-        return part_of(mine, micro, self.micro_batches)
+        return self._part(self.sampler.draw(step), micro)
+
+    def _part(self, items: list[str], micro: int) -> list[str]:
+        return part_of(part_of(items, self.rank, self.world_size), micro, self.micro_batches)
+
+    def _made(self, step: int, micro: int) -> StudyBatch:
+        names, epoch = self.names(step, micro), self.sampler.epoch_of(step)
+        if self.companions is None:
+            return cast(MakesBatches, self.maker).batch(names, epoch)
+        along = self._part(self.companions.draw(step), micro)
+        return cast(MakesCompanions, self.maker).batch(names, epoch, along, self.companions.epoch_of(step))
 
     def _fill(self) -> None:
         while len(self._pending) < self._ahead:
@@ -51,7 +66,7 @@ class Loader:
             if job is None:
                 return
             step, micro = job
-            self._pending.append(self._pool.submit(self.maker.batch, self.names(step, micro), self.sampler.epoch_of(step)))
+            self._pending.append(self._pool.submit(self._made, step, micro))
 
     def steps(self) -> Iterator[list[StudyBatch]]:
         """The micro-batches of each step. An error of a reader is raised here."""

@@ -4,6 +4,7 @@
 
 `volume` and `report_file` are relative to the manifest. A report is given as `report` (plain text), as `report_file`, or
 as `reports`: versions of one report, each a list of sections with `text` or `sentences`; one version is drawn per epoch.
+`image_only`: true marks a scan that has no report on purpose: recipes that can learn from scans alone use it, others leave it out.
 `record`, optional: a word for the facts of the study; studies with the same one cannot be told apart by their reports.
 """
 
@@ -20,7 +21,7 @@ from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.reports import split_sections, split_sentences
 
 SPLITS = ("train", "val", "test")
-KEYS = frozenset({"study", "patient", "split", "volume", "report", "report_file", "reports", "record"})
+KEYS = frozenset({"study", "patient", "split", "volume", "report", "report_file", "reports", "record", "image_only"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ Report = tuple[Section, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One line of the manifest. reports: versions of the study's report, at least one with at least one sentence."""
+    """One line of the manifest. reports: versions of the study's report, each with at least one
+    sentence; empty only for a scan without a report."""
 
     study: str
     patient: str
@@ -59,19 +61,21 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Usable studies in the manifest's order, and what was left out."""
+    """Usable studies in the manifest's order, and what was left out. scans: studies without a report."""
 
     studies: tuple[Study, ...]
     quarantined: tuple[Quarantined, ...] = ()
+    scans: tuple[Study, ...] = ()
 
     def split(self, name: str) -> list[Study]:
         return [study for study in self.studies if study.split == name]
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, *, unreported: bool = False) -> Manifest:
     """Read and check a manifest. A bad line is quarantined with its reason; a patient in two splits is a TrainingError.
 
-    A study id that is listed twice stays where it is evaluated (test, then val, then train) and is quarantined elsewhere.
+    unreported: a line without a report, or with an empty one, is a scan as if it were marked `image_only`, instead of being
+    quarantined. A study id that is listed twice stays where it is evaluated (test, then val, then train) and is quarantined elsewhere.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -86,11 +90,11 @@ def read_manifest(path: Path) -> Manifest:
     bad: list[Quarantined] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            read = _read_line(line, number, path.parent)
+            read = _read_line(line, number, path.parent, unreported)
             (studies if isinstance(read, Study) else bad).append(read)  # type: ignore[arg-type]
     kept, doubles = without_doubles(studies)
     refuse_leaks(kept)
-    return Manifest(tuple(kept), (*bad, *doubles))
+    return Manifest(tuple(s for s in kept if s.reports), (*bad, *doubles), tuple(s for s in kept if not s.reports))
 
 
 def without_doubles(studies: Iterable[Study]) -> tuple[list[Study], list[Quarantined]]:
@@ -135,7 +139,7 @@ def full_text(report: Report) -> str:
     return "\n".join("\n".join((section.title, *section.sentences)) for section in report)
 
 
-def _read_line(line: str, number: int, folder: Path) -> Study | Quarantined:
+def _read_line(line: str, number: int, folder: Path, unreported: bool) -> Study | Quarantined:
     try:
         data = json.loads(line)
     except ValueError:
@@ -155,7 +159,12 @@ def _read_line(line: str, number: int, folder: Path) -> Study | Quarantined:
         return Quarantined(name, "the report file cannot be read")
     except (TypeError, KeyError, ValueError, AttributeError):
         return Quarantined(name, "the report is not in a known form")
-    if not reports:
+    image_only = data.get("image_only", False)
+    if not isinstance(image_only, bool):
+        return Quarantined(name, "image_only is neither true nor false")
+    if image_only and reports:
+        return Quarantined(name, "image_only, but there is a report")
+    if not reports and not (image_only or unreported):
         return Quarantined(name, "the report is empty")
     volume = folder / data["volume"]
     if not volume.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,17 @@ def held_out_vectors(
     before = learner.training
     learner.eval()
     mine = part_of(names, processes.rank, processes.world_size)
-    width = learner.recipe.projection_dim
+    model: Any = learner.model
+    width = learner.recipe.vector_width
     images, texts = [torch.zeros(0, width)], [torch.zeros(0, width)]
     for start in range(0, len(mine), batch):
         made = maker.batch(mine[start : start + batch], EVALUATION).to(processes.device)
         # In full precision: early in a run, vectors that differ a little would tie when rounded to bf16.
         with autocast(processes.device, "fp32"):
-            features: Features = encode(learner.model, made, (IMAGE_GLOBAL, TEXT_CLEAN))
-            images.append(learner.model.project_image(features[IMAGE_GLOBAL], ["report"])["report"].float().cpu())
+            features: Features = encode(model, made, (IMAGE_GLOBAL, TEXT_CLEAN))
+            images.append(model.project_image(features[IMAGE_GLOBAL], ["report"])["report"].float().cpu())
             states = features[TEXT_CLEAN].states
-            texts.append(learner.model.project_text(states, made.texts[TEXT_CLEAN], ["report"])["report"].float().cpu())
+            texts.append(model.project_text(states, made.texts[TEXT_CLEAN], ["report"])["report"].float().cpu())
     learner.train(before)
     joined = [processes.gather_rows(torch.cat(part).to(processes.device)).cpu() for part in (images, texts)]
     return joined[0], joined[1]

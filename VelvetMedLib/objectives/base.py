@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from VelvetMedLib.models.text import TextLayout
-from VelvetMedLib.models.velvet import GlobalFeatures
 from VelvetMedLib.objectives.context import Context
 
 IMAGE_GLOBAL = "image.global"
@@ -49,9 +48,12 @@ class TextFeatures(NamedTuple):
     states: Tensor
 
 
-Feature: TypeAlias = GlobalFeatures | LocalFeatures | TextFeatures
+Feature: TypeAlias = tuple[Tensor, ...]
+"""A NamedTuple of tensors [B, ...]. Fields named in its class attribute `ALONE`, if it has one, are not read by objectives that
+compare studies: they need not wait for the whole batch where gradients are cached."""
 Features: TypeAlias = Mapping[str, Any]
-"""Feature key (methods.md 1.5) -> GlobalFeatures for "image.global", LocalFeatures for "image.local_*", TextFeatures for "text.*"."""
+"""Feature key (methods.md 1.5) -> its feature; of a VelvetModel: `models.velvet.GlobalFeatures` for "image.global", LocalFeatures for
+"image.local_*", TextFeatures for "text.*"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class StudyBatch:
     labels: int64 [B, L] for "text.masked_*", the true id where it is asked for, else `NOT_ASKED`.
     clean: [B, 1, X, Y, Z] for "image.local_*", the view rotated but not cut: what restoration must give back.
     quarter_turns: int64 [B] for "image.local_*", 0 to 3.
+    extras: anything further that an objective of a recipe reads, [B, ...], by a name that the objective gives.
     """
 
     study: Tensor
@@ -76,6 +79,7 @@ class StudyBatch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     clean: dict[str, Tensor] = field(default_factory=dict)
     quarter_turns: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.study)
@@ -96,6 +100,7 @@ class StudyBatch:
             labels=moved(self.labels),
             clean=moved(self.clean),
             quarter_turns=moved(self.quarter_turns),
+            extras=moved(self.extras),
         )
 
 

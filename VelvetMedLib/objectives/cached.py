@@ -48,9 +48,9 @@ def cached_backward(
         for batch in batches:
             states.append(_RandomState())
             features = encode(batch, across_keys)
-            kept.append({key: tuple(x.detach().to(_waiting(x, leaf_dtype)) for x in features[key]) for key in across_keys})
+            kept.append({key: tuple(x.detach().to(_waiting(x, leaf_dtype)) for x in _compared(features[key])) for key in across_keys})
             kinds = {key: type(features[key]) for key in across_keys}
-            dtypes = {key: tuple(x.dtype for x in features[key]) for key in across_keys}
+            dtypes = {key: tuple(x.dtype for x in _compared(features[key])) for key in across_keys}
     leaves = {key: tuple(joined_rows([one[key][part] for one in kept]) for part in range(len(dtypes[key]))) for key in across_keys}
     widths = [{key: tuple(x.shape for x in one[key]) for key in across_keys} for one in kept]
     kept.clear()
@@ -59,7 +59,7 @@ def cached_backward(
             for x in tensors:
                 x.requires_grad_(x.is_floating_point())
         joined: dict[str, Any] = {
-            key: kinds[key](*(x.to(dtype) for x, dtype in zip(leaves[key], dtypes[key], strict=True))) for key in across_keys
+            key: _rebuilt(kinds[key], [x.to(dtype) for x, dtype in zip(leaves[key], dtypes[key], strict=True)]) for key in across_keys
         }
         across_loss(joined, joined_batch(batches, across_keys)).backward()
         del joined
@@ -69,7 +69,7 @@ def cached_backward(
                 features = dict(encode(batch, across_keys))
             outputs, gradients = [], []
             for key in across_keys:
-                for x, leaf, shape in zip(features[key], leaves[key], shapes[key], strict=True):
+                for x, leaf, shape in zip(_compared(features[key]), leaves[key], shapes[key], strict=True):
                     if x.requires_grad and leaf.grad is not None:
                         rows = (slice(first, first + shape[0]), *(slice(0, size) for size in shape[1:]))
                         outputs.append(x)
@@ -95,6 +95,19 @@ def joined_batch(batches: Sequence[StudyBatch], keys: Sequence[str]) -> StudyBat
 def _waiting(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """Maps and token states may wait in half precision; what is small (the spacing) stays exact."""
     return dtype if dtype is not None and x.is_floating_point() and x.ndim > 2 else x.dtype
+
+
+def _compared(feature: Feature) -> list[Tensor]:
+    """The fields that objectives with `across` read (`base.Feature`)."""
+    alone = getattr(feature, "ALONE", ())
+    names = getattr(feature, "_fields", ())
+    return [x for name, x in zip(names, feature, strict=True) if name not in alone]
+
+
+def _rebuilt(kind: Any, values: Sequence[Tensor]) -> Any:
+    """A feature of its compared fields; the others are None."""
+    left = iter(values)
+    return kind(*(None if name in getattr(kind, "ALONE", ()) else next(left) for name in kind._fields))
 
 
 class _RandomState:

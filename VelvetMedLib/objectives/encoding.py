@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import singledispatch
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from VelvetMedLib.models.velvet import GlobalFeatures, VelvetModel
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, Feature, LocalFeatures, Objective, StudyBatch, TextFeatures
@@ -20,11 +23,19 @@ def needed_keys(objectives: Iterable[Objective]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*first, *sorted({key for objective in listed for key in objective.needs})]))
 
 
-def encode(model: VelvetModel, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
-    """Images of all keys go through the vision encoder in one pass where their sides agree; texts through the text layers, one by one.
+@singledispatch
+def encode(model: Any, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
+    """The features of `keys`, their inputs taken from `batch.images` or `batch.texts`; each is encoded once.
 
-    keys: feature keys of `methods.md` 1.5 with their inputs in `batch.images` or `batch.texts`.
+    keys: feature keys of `methods.md` 1.5. Another kind of encoders offers its features by these keys, or by new ones, with
+    `encode.register(ItsClass)` beside its feature types.
     """
+    raise TypeError(f"nothing is registered with encode() for {type(model).__name__}")
+
+
+@encode.register(VelvetModel)
+def _(model: VelvetModel, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
+    """Images of all keys go through the vision encoder in one pass where their sides agree; texts through the text layers, one by one."""
     wanted = list(keys)
     features: dict[str, Feature] = {}
     image_keys = [key for key in wanted if key.startswith("image.")]
@@ -42,3 +53,8 @@ def encode(model: VelvetModel, batch: StudyBatch, keys: Iterable[str]) -> dict[s
         layout = batch.texts[key]
         features[key] = TextFeatures(model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask))
     return features
+
+
+def image_cells(feature: Any) -> Tensor:
+    """[B, C, x, y, z]: the map whose cells a writer reads. Of VELVET's maps the middle one, else the feature's own `cells`."""
+    return feature.middle if isinstance(feature, GlobalFeatures) else feature.cells

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.swin import SwinConfig
 from VelvetMedLib.models.tribert import TriBertConfig
-from VelvetMedLib.models.velvet import LEVELS, Level, ModelConfig
-from VelvetMedLib.objectives.base import Objective
+from VelvetMedLib.models.velvet import LEVELS, Level, ModelConfig, VelvetModel
 from VelvetMedLib.objectives.local_contrast import LocalContrast, LocalContrastSettings
 from VelvetMedLib.objectives.masked_language import MaskedLanguage
 from VelvetMedLib.objectives.match import Match, MatchSettings
 from VelvetMedLib.objectives.report_contrast import ReportContrast, ReportContrastSettings
 from VelvetMedLib.objectives.vision_self_supervision import Restoration, Rotation, ViewContrast, ViewContrastSettings
+from VelvetMedLib.recipes.base import MakeObjective, Recipe, Shapes
 from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
 
 VISION: dict[str, SwinConfig] = {
@@ -77,7 +77,7 @@ class Weights(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VelvetRecipe(Settings):
+class VelvetRecipe(Recipe):
     """Every number of a VELVET-Med pre-training (methods.md 2).
 
     vision_size, text_size: names in `VISION` and `TEXT`; text_dropout: None = the size's own. projection_dim: of the common
@@ -169,42 +169,55 @@ class VelvetRecipe(Settings):
             spacing_token=self.spacing_token,
         )
 
-    def objectives(self, vocab_size: int) -> dict[str, Objective]:
-        """Name -> objective, new and untrained, in the order in which a step runs them."""
-        made: dict[str, Objective] = {}
-        text_width, channels = TEXT[self.text_size].width, self.swin().widths[4]
+    @property
+    def vector_width(self) -> int:
+        return self.projection_dim
+
+    @property
+    def tokens_for_sentences(self) -> bool:
+        return self.sentence_tokens
+
+    def shapes(self, vocab_size: int) -> Shapes:
+        """A writer reads the middle map: fine enough for places, coarse enough for attention."""
+        widths = self.swin().widths
+        text_width = TEXT[self.text_size].width
+        return Shapes(vocab_size=vocab_size, text_width=text_width, top_channels=widths[4], cell_channels=widths[3])
+
+    def model(self, vocab_size: int) -> VelvetModel:
+        made = VelvetModel(self.model_config(vocab_size))
+        made.swin.recompute_activations = made.tribert.recompute_activations = self.loop.recompute_activations
+        return made
+
+    def makers(self, shapes: Shapes) -> dict[str, MakeObjective]:
+        made: dict[str, MakeObjective] = {}
+        text_width, channels, vocab_size = shapes.text_width, shapes.top_channels, shapes.vocab_size
         local = LocalContrastSettings(
             agg=self.agg,
             skip_text_softmax=self.local_attention == "skip_text_softmax",
             local_tau=self.local_tau if self.local_attention == "local_tau" else 0.0,
         )
         if "report" in self.levels:
-            made["report_contrast"] = ReportContrast(ReportContrastSettings(label_smoothing=self.label_smoothing))
+            made["report_contrast"] = partial(ReportContrast, ReportContrastSettings(label_smoothing=self.label_smoothing))
         if "sentence" in self.levels:
-            made["sentence_contrast"] = LocalContrast("sentence", local)
+            made["sentence_contrast"] = partial(LocalContrast, "sentence", local)
         if "word" in self.levels:
-            made["word_contrast"] = LocalContrast("word", local)
+            made["word_contrast"] = partial(LocalContrast, "word", local)
         if self.mm:
             # With cached gradients all pieces' pairs are fused in one go: keep a piece's worth at a time, or memory grows with them.
             loop = self.loop
             rows = max(1, 3 * loop.batch // loop.micro_batches) if loop.cached_gradients else 0
-            made["match"] = Match(text_width, MatchSettings(chunk_rows=rows))
-            made["masked_language_mm"] = MaskedLanguage(text_width, vocab_size, multi_modal=True)
+            made["match"] = partial(Match, text_width, MatchSettings(chunk_rows=rows))
+            made["masked_language_mm"] = partial(MaskedLanguage, text_width, vocab_size, multi_modal=True)
         if self.txt:
-            made["masked_language_text"] = MaskedLanguage(text_width, vocab_size, multi_modal=False)
+            made["masked_language_text"] = partial(MaskedLanguage, text_width, vocab_size, multi_modal=False)
         if self.vis:
-            made["view_contrast"] = ViewContrast(channels, ViewContrastSettings(width=self.projection_dim))
-            made["rotation"] = Rotation(channels)
-            made["restoration"] = Restoration(channels)
+            made["view_contrast"] = partial(ViewContrast, channels, ViewContrastSettings(width=self.projection_dim))
+            made["rotation"] = partial(Rotation, channels)
+            made["restoration"] = partial(Restoration, channels)
         return made
 
     def loss_weights(self) -> dict[str, float]:
-        """Loss name -> weight."""
         return {f"{name}_loss": float(value) for name, value in self.weights.to_dict().items()}
-
-    def with_(self, **changes: Any) -> VelvetRecipe:
-        """A copy with some settings changed."""
-        return replace(self, **changes)
 
 
 def paper() -> VelvetRecipe:

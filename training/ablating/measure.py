@@ -23,14 +23,14 @@ from VelvetMedLib.evaluation.records import Facts, record_scores
 from VelvetMedLib.evaluation.retrieval import chance, hit_chances, recall_at, retrieval, same_group
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN, Features
 from VelvetMedLib.objectives.encoding import encode
-from VelvetMedLib.recipes.velvet import VelvetRecipe
+from VelvetMedLib.recipes.base import Recipe
 
 OWN, EQUAL = "own report", "equal records too"
 """What counts as found: the study's own partner; or any partner whose record is equal, which no reader could tell apart."""
 DRAWS, SHARE = 2000, 0.95
 
 
-def trained(recipe: VelvetRecipe, vocab_size: int, run: Path) -> tuple[Learner, int]:
+def trained(recipe: Recipe, vocab_size: int, run: Path) -> tuple[Learner, int]:
     """The learner with the best weights of a finished run, and their step; the last ones where none were chosen."""
     checkpoints = Checkpoints(run)
     found = checkpoints.load_best() or checkpoints.load()

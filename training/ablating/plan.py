@@ -21,6 +21,7 @@ from VelvetMedLib.engine.trainable import autocast
 from VelvetMedLib.models.swin_unetr import SwinUnetr, SwinUnetrConfig
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.objectives.encoding import encode
+from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.recipes.velvet import VelvetRecipe
 from VelvetMedLib.reports import ontology
 
@@ -82,7 +83,7 @@ def timed(call: Callable[[], Any], repeats: int = TIMED) -> float:
     return statistics.median(seconds)
 
 
-def time_row(recipe: VelvetRecipe, processes: Processes) -> tuple[float, float]:
+def time_row(recipe: Recipe, processes: Processes) -> tuple[float, float]:
     """(seconds of a step, seconds of encoding one study), on made-up studies in the recipe's batch."""
     vocab_size = vocabulary(recipe, None)
     learner = Learner(recipe, vocab_size).to(processes.device)

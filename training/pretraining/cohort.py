@@ -20,7 +20,7 @@ from VelvetMedLib.engine.texts import sentences_of
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.records import record_word
 from VelvetMedLib.models.text import ReportTokenizer
-from VelvetMedLib.recipes.velvet import VelvetRecipe
+from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.reports import STYLES, FindingRecord
 
 MANIFEST = "manifest.jsonl"
@@ -63,8 +63,12 @@ def _sections(report: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"title": section["title"], "sentences": [s["text"] for s in section["sentences"]]} for section in report]
 
 
-def load_manifest(run: Path, cohort: Path | None, manifest: Path | None, processes: Processes) -> tuple[Manifest, str]:
-    """The studies and a hash of their list. A cohort's list is written into the run folder, so that every start reads the same."""
+def load_manifest(
+    run: Path, cohort: Path | None, manifest: Path | None, processes: Processes, *, scans: bool = False
+) -> tuple[Manifest, str]:
+    """The studies and a hash of their list. scans: those without a report are wanted too, those of the training split.
+
+    A cohort's list is written into the run folder, so that every start reads the same."""
     bad: list[Quarantined] = []
     if manifest is None:
         if cohort is None:
@@ -80,17 +84,18 @@ def load_manifest(run: Path, cohort: Path | None, manifest: Path | None, process
             write_manifest(manifest, entries)
         processes.wait()
         bad = [Quarantined(*pair) for pair in processes.gather_objects([(b.study, b.reason) for b in bad])[0]]
-    read = read_manifest(manifest)
-    return Manifest(read.studies, (*bad, *read.quarantined)), content_hash(read)
+    read = read_manifest(manifest, unreported=scans)
+    whole = Manifest(read.studies, (*bad, *read.quarantined), tuple(s for s in read.scans if s.split == "train") if scans else ())
+    return whole, content_hash(whole)
 
 
 def content_hash(manifest: Manifest) -> str:
     """What a run learns from, wherever the files lie: ids, patients, splits and reports."""
-    text = "\n".join(repr((s.study, s.patient, s.split, s.reports, s.record)) for s in manifest.studies)
+    text = "\n".join(repr((s.study, s.patient, s.split, s.reports, s.record)) for s in (*manifest.studies, *manifest.scans))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def unreadable_texts(studies: list[Study], recipe: VelvetRecipe) -> list[Quarantined]:
+def unreadable_texts(studies: list[Study], recipe: Recipe) -> list[Quarantined]:
     """Studies whose report has nothing left in the sections that the recipe reads."""
     return [
         Quarantined(study.study, "the report has no sentence in the chosen sections")
@@ -100,11 +105,11 @@ def unreadable_texts(studies: list[Study], recipe: VelvetRecipe) -> list[Quarant
 
 
 def prepared(
-    manifest: Manifest, store: Path, recipe: VelvetRecipe, quarantine: Quarantine, processes: Processes, *, workers: int
+    manifest: Manifest, store: Path, recipe: Recipe, quarantine: Quarantine, processes: Processes, *, workers: int
 ) -> list[StoredStudy]:
-    """All usable studies; each process prepares its share of the store."""
+    """All usable studies, then scans without a report; each process prepares its share of the store."""
     quarantine.add([*manifest.quarantined, *unreadable_texts(list(manifest.studies), recipe)])
-    usable = [study for study in manifest.studies if study.study not in quarantine]
+    usable = [study for study in (*manifest.studies, *manifest.scans) if study.study not in quarantine]
 
     def shown(done: int, total: int) -> None:
         if processes.first and (done == total or done % 50 == 0):

@@ -1,33 +1,79 @@
-"""The finished run as a bundle, as far as pre-training goes: encoders and projections; dense heads, findings and prose come later."""
+"""The finished run on disk, as far as pre-training goes: encoders and projections; dense heads, findings and prose come later."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, FindingEntry, FineViewConfig, GlobalViewConfig, ViewsConfig
+from VelvetMedLib.engine.files import file_sha256, put_folder, write_json, write_text
 from VelvetMedLib.engine.learner import Learner
+from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import ontology
 
 NOT_TRAINED = "pre-training has no findings head"
+
+
+def export(folder: Path, learner: Learner, tokenizer_json: str, **facts: Any) -> None:
+    """A bundle where the encoders are VELVET's; else a folder of plain encoders. facts: as `export_bundle` takes them."""
+    if isinstance(learner.model, VelvetModel):
+        export_bundle(folder, learner, tokenizer_json, **facts)
+    else:
+        export_encoders(folder, learner, tokenizer_json, **facts)
+
+
+def export_encoders(
+    folder: Path, learner: Learner, tokenizer_json: str, *, name: str, training_data: str, licence: str, results: dict[str, Any]
+) -> None:
+    """encoders.safetensors, tokenizer.json, encoders.json (the recipe and its facts) and a card; the whole folder or nothing."""
+    recipe = learner.recipe
+    new = folder.with_name(f".new-{folder.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    weights = new / "encoders.safetensors"
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in learner.model.state_dict().items()}, str(weights))
+    write_text(new / "tokenizer.json", tokenizer_json)
+    method = f"{recipe.name}: {recipe.key}"
+    card = card_text(
+        name, method, training_data, recipe.levels, licence, results, kind="It is not a bundle: no task of the product reads it."
+    )
+    write_text(new / "MODEL_CARD.md", card)
+    facts = {
+        "id": name,
+        "recipe": method,
+        "settings": recipe.to_dict(),
+        "vocab_size": ReportTokenizer(tokenizer_json).vocab_size,
+        "training_data": training_data,
+        "licence": licence,
+        "results": results,
+        "sha256": file_sha256(weights),
+    }
+    write_json(new / "encoders.json", facts)
+    put_folder(new, folder, folder.with_name(f".old-{folder.name}"))
 
 
 def export_bundle(
     folder: Path, learner: Learner, tokenizer_json: str, *, name: str, training_data: str, licence: str, results: dict[str, Any]
 ) -> BundleConfig:
     """Write the learner's present weights as a bundle; objectives' own heads stay in the run's checkpoints."""
-    recipe = learner.recipe
+    recipe, model = learner.recipe, learner.model
+    assert isinstance(model, VelvetModel)
     side = recipe.views.global_voxels
     config = BundleConfig(
         id=name,
         version="1",
-        recipe=f"velvet: {recipe.key}",
+        recipe=f"{recipe.name}: {recipe.key}",
         licence=licence,
         training_data=training_data,
         intended_use="Research and development: encoders to fine-tune. Research use only. Not for clinical use.",
-        architecture=learner.model.config.to_dict(),
+        architecture=model.config.to_dict(),
         views=ViewsConfig(
             global_=GlobalViewConfig(shape_voxels=(side, side, side), hu_window=recipe.views.hu_window),
             fine=FineViewConfig(spacing_mm=recipe.views.fine_spacing_mm),
@@ -36,25 +82,33 @@ def export_bundle(
         findings=tuple(FindingEntry(name=finding.name, assessed=False, reason=NOT_TRAINED) for finding in ontology().findings),
         results=results,
     )
-    return save_bundle(folder, config, learner.model, tokenizer_json, model_card(config, results))
+    return save_bundle(folder, config, model, tokenizer_json, model_card(config, results))
 
 
 def model_card(config: BundleConfig, results: dict[str, Any]) -> str:
     """Markdown; every figure comes from `results`."""
+    kind = "It has no network for organs and lesions, no findings head and no writer: tasks that need those refuse it."
+    return card_text(config.id, config.recipe, config.training_data, config.aligned_levels, config.licence, results, kind=kind)
+
+
+def card_text(
+    name: str, recipe: str, training_data: str, levels: Sequence[str], licence: str, results: dict[str, Any], *, kind: str
+) -> str:
+    """kind: a sentence on what the folder is not."""
     figures = results.get("validation", {})
-    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
-    levels = ", ".join(config.aligned_levels) or "none"
-    return f"""# {config.id}
+    rows = "\n".join(f"| {figure} | {value:.3f} |" for figure, value in figures.items())
+    named = ", ".join(levels) or "none"
+    return f"""# {name}
 
 {RESEARCH_USE_ONLY}
 
-Encoders pre-trained with the recipe `{config.recipe}`. It holds an image encoder, a text encoder and their common spaces.
-It has no network for organs and lesions, no findings head and no writer: tasks that need those refuse it.
+Encoders pre-trained with the recipe `{recipe}`. It holds an image encoder, a text encoder and their common spaces.
+{kind}
 
-* Training data: {config.training_data}
-* Image and text were aligned at these levels: {levels}.
+* Training data: {training_data}
+* Image and text were aligned at these levels: {named}.
 * Steps: {results.get("steps", 0)}; weights of step {results.get("step", 0)}, chosen by retrieval on validation studies.
-* Licence: {config.licence}
+* Licence: {licence}
 
 ## Retrieval among {results.get("gallery", 0)} validation studies
 

@@ -12,19 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretraining.made_up import MadeUpStudy, add_inputs
 from VelvetMedLib.cohorts import read_cohort
 from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.log import clock
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.models.text import MAX_SENTENCES, SPECIALS, TextLayout
 from VelvetMedLib.objectives.base import NOT_ASKED, StudyBatch
-from VelvetMedLib.recipes.velvet import VelvetRecipe
+from VelvetMedLib.recipes.base import Recipe
 
 SENTENCE = 12
 """Tokens of a made-up sentence, its [SEN_i] included."""
 VOCABULARY_GUESS = {"tiny": 2400, "micro": 2400}
 BERT_VOCABULARY = 30_572
 STUDIES = 2
+TOKENS = 200
+"""Longest made-up text."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Plan:
     seconds: float
 
 
-def vocabulary(recipe: VelvetRecipe, tokenizer: Path | None) -> int:
+def vocabulary(recipe: Recipe, tokenizer: Path | None) -> int:
     """Of the given tokenizer, else the size that this preset's training would learn or load."""
     if tokenizer is not None:
         from VelvetMedLib.models.text import ReportTokenizer
@@ -49,7 +52,7 @@ def vocabulary(recipe: VelvetRecipe, tokenizer: Path | None) -> int:
     return VOCABULARY_GUESS.get(recipe.text_size, BERT_VOCABULARY)
 
 
-def make_plan(recipe: VelvetRecipe, vocab_size: int, processes: Processes) -> Plan:
+def make_plan(recipe: Recipe, vocab_size: int, processes: Processes) -> Plan:
     """Measured with `STUDIES` studies in one micro-batch, scaled to the recipe's."""
     learner = Learner(recipe, vocab_size).to(processes.device)
     batch = made_up_batch(recipe, vocab_size, STUDIES, learner.keys).to(processes.device)
@@ -76,24 +79,29 @@ def make_plan(recipe: VelvetRecipe, vocab_size: int, processes: Processes) -> Pl
     )
 
 
+PART_NAMES = {"swin": "image encoder", "tribert": "text encoder", "image": "image encoder", "text": "text encoder"}
+REST = "projections and adapter"
+
+
 def parameters_by_part(learner: Learner) -> dict[str, int]:
     """Numbers that are trained, by part of the model and head."""
-
-    def size(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    parts = {"image encoder": size(learner.model.swin), "text encoder": size(learner.model.tribert)}
-    rest = size(learner.model) - sum(parts.values())
-    parts["projections and adapter"] = rest
-    return parts | {f"head of {name.replace('_', ' ')}": n for name, o in learner.listed().items() if (n := size(o))}
+    parts = dict.fromkeys((*PART_NAMES.values(), REST), 0)
+    for name, parameter in learner.model.named_parameters():
+        part = PART_NAMES.get(name.partition(".")[0], REST)
+        parts[part] += parameter.numel()
+    heads = {name: sum(p.numel() for p in objective.parameters()) for name, objective in learner.listed().items()}
+    return parts | {f"head of {name.replace('_', ' ')}": size for name, size in heads.items() if size}
 
 
-def made_up_batch(recipe: VelvetRecipe, vocab_size: int, studies: int, keys: tuple[str, ...]) -> StudyBatch:
+def made_up_batch(recipe: Recipe, vocab_size: int, studies: int, keys: tuple[str, ...]) -> StudyBatch:
     """Noise and random words in the shapes of the recipe; texts as long as the recipe allows, at most 200 tokens."""
     draw = np.random.default_rng(0)
-    length = min(200, recipe.reports.max_tokens)
+    length = min(TOKENS, recipe.reports.max_tokens)
     made = StudyBatch(study=torch.arange(studies), group=torch.arange(studies), view_spacing_mm=torch.full((studies, 3), 4.0))
+    makers = recipe.inputs()
     for key in keys:
+        if key in makers:
+            continue
         if key.startswith("image."):
             side = recipe.views.global_voxels if key == "image.global" else recipe.views.local_voxels
             made.images[key] = torch.from_numpy(draw.random((studies, 1, side, side, side), np.float32))
@@ -103,6 +111,12 @@ def made_up_batch(recipe: VelvetRecipe, vocab_size: int, studies: int, keys: tup
             made.texts[key] = _made_up_layout(studies, length, vocab_size, draw)
             asked = torch.from_numpy(draw.random((studies, length)) < recipe.reports.mask_share)
             made.labels[key] = torch.where(asked, made.texts[key].ids, NOT_ASKED)
+    along = recipe.companions()
+    beside = along.keys if along is not None else frozenset()
+    for chosen, count in ((set(keys) - beside, studies), (set(keys) & beside, along.of(studies) if along is not None else 0)):
+        if used := list(dict.fromkeys(makers[key] for key in keys if key in makers and key in chosen)):
+            sources = [MadeUpStudy(recipe, vocab_size, n) for n in range(count)]
+            add_inputs(made, used, sources)
     return made
 
 
@@ -159,7 +173,7 @@ def counted_bytes(module: nn.Module) -> Iterator[Counted]:
         yield counted
 
 
-def print_plan(recipe: VelvetRecipe, *, steps: int, device: str | None, cohort: Path | None, tokenizer: Path | None) -> Plan:
+def print_plan(recipe: Recipe, *, steps: int, device: str | None, cohort: Path | None, tokenizer: Path | None) -> Plan:
     """The dry run's page."""
     processes = Processes(device)
     plan = make_plan(recipe, vocabulary(recipe, tokenizer), processes)

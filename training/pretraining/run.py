@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pretraining.cohort import load_manifest, load_tokenizer, prepared
-from pretraining.export import export_bundle
+from pretraining.export import export
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
 from VelvetMedLib.engine.learner import Learner
@@ -25,11 +25,13 @@ from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.retrieval import chance, retrieval, same_group
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
-from VelvetMedLib.recipes.velvet import VelvetRecipe
+from VelvetMedLib.recipes.base import Recipe
 
 CHOSEN_BY = ("R@1", "R@10")
 """Best checkpoint: mean recall at 1 of both directions on the validation studies; a tie goes to recall at 10."""
 STORE = "prepared"
+COMPANION_SEED = 0x5CA9
+"""So that scans without a report come in an order of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from, opened."""
+    """What a run learns from, opened. scans: of the training split, without a report, where the recipe has a use for them."""
 
     studies: list[StoredStudy]
     groups: dict[str, int]
@@ -61,29 +63,33 @@ class Data:
     tokenizer_json: str
     content: str
     quarantine: Quarantine
+    scans: list[StoredStudy] = field(default_factory=list)
 
     def split(self, name: str) -> list[StoredStudy]:
         return [entry for entry in self.studies if entry.study.split == name]
 
 
-def open_data(recipe: VelvetRecipe, options: Options, processes: Processes) -> Data:
+def open_data(recipe: Recipe, options: Options, processes: Processes) -> Data:
     """Read the manifest, quarantine what cannot be used, prepare the store, learn or read the tokenizer."""
     path = options.run / "quarantine.jsonl"
     if processes.first:
         path.unlink(missing_ok=True)
     processes.wait()
-    manifest, content = load_manifest(options.run, options.cohort, options.manifest, processes)
-    total = len(manifest.studies) + len(manifest.quarantined)
+    manifest, content = load_manifest(options.run, options.cohort, options.manifest, processes, scans=recipe.companions() is not None)
+    total = len(manifest.studies) + len(manifest.scans) + len(manifest.quarantined)
     quarantine = Quarantine(path if processes.first else None, total, recipe.loop.quarantine_share)
-    studies = prepared(manifest, options.store or options.run / STORE, recipe, quarantine, processes, workers=options.workers)
+    found = prepared(manifest, options.store or options.run / STORE, recipe, quarantine, processes, workers=options.workers)
     if not processes.first:
         quarantine.path = options.run / f"quarantine.{processes.rank}.jsonl"
+    studies = [entry for entry in found if entry.study.reports]
     tokenizer, text = load_tokenizer(options.run, options.tokenizer, [entry.study for entry in studies], processes)
-    return Data(studies, groups_of(studies), tokenizer, text, content, quarantine)
+    scans = [entry for entry in found if not entry.study.reports]
+    return Data(studies, groups_of(found), tokenizer, text, content, quarantine, scans)
 
 
-def batch_maker(data: Data, split: str, recipe: VelvetRecipe, keys: Sequence[str], seed: int) -> BatchMaker:
+def batch_maker(data: Data, split: str, recipe: Recipe, keys: Sequence[str], seed: int) -> BatchMaker:
     """Batches of one split's studies."""
+    along = recipe.companions()
     return BatchMaker(
         data.split(split),
         data.groups,
@@ -92,18 +98,21 @@ def batch_maker(data: Data, split: str, recipe: VelvetRecipe, keys: Sequence[str
         recipe.reports,
         keys=keys,
         seed=seed,
-        sentence_tokens=recipe.sentence_tokens,
+        sentence_tokens=recipe.tokens_for_sentences,
         quarantine=data.quarantine,
+        makers=recipe.inputs(),
+        companion_keys=() if along is None else along.keys,
+        scans=data.scans,
     )
 
 
-def new_learner(recipe: VelvetRecipe, vocab_size: int, seed: int) -> Learner:
+def new_learner(recipe: Recipe, vocab_size: int, seed: int) -> Learner:
     """Weights drawn from the seed alone."""
     seed_torch(seed, "weights")
     return Learner(recipe, vocab_size)
 
 
-def selection(data: Data, recipe: VelvetRecipe, processes: Processes, seed: int) -> Selection | None:
+def selection(data: Data, recipe: Recipe, processes: Processes, seed: int) -> Selection | None:
     """Retrieval on the validation studies; None where there are too few to retrieve among, or image and text are not aligned."""
     held_out = data.split("val")
     if len(held_out) < 2 or "report" not in recipe.levels:
@@ -120,7 +129,24 @@ def selection(data: Data, recipe: VelvetRecipe, processes: Processes, seed: int)
     return Selection(validate, CHOSEN_BY)
 
 
-def definition(recipe: VelvetRecipe, options: Options, data: Data) -> dict[str, Any]:
+def companion_sampler(data: Data, recipe: Recipe, processes: Processes, seed: int) -> StepSampler | None:
+    """Draws the scans that go along with each step's pairs; None for a recipe without any. Raises TrainingError where there are too few."""
+    along = recipe.companions()
+    if along is None:
+        return None
+    names = [entry.study.study for entry in (*data.scans, *(data.split("train") if along.paired_too else ()))]
+    wanted, least = along.of(recipe.loop.batch), processes.world_size * recipe.loop.micro_batches
+    if len(names) < wanted or wanted < least:
+        raise TrainingError(
+            "The scans that go along with the pairs of a step cannot be drawn.",
+            found=f"{len(names)} usable scans, {wanted} per step for {least} parts of a step",
+            expected="at least as many scans as a step needs, and at least one for each process and micro-batch",
+            next_step='Add scans without a report ("image_only": true), let those of pairs count too, or change loop.batch.',
+        )
+    return StepSampler(names, wanted, seed ^ COMPANION_SEED)
+
+
+def definition(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
     """What makes two calls the same run."""
     return {
         "recipe": recipe.to_dict(),
@@ -132,7 +158,7 @@ def definition(recipe: VelvetRecipe, options: Options, data: Data) -> dict[str, 
 
 
 def pretrain(
-    recipe: VelvetRecipe, options: Options, processes: Processes, *, source: Path, after_step: Callable[[int], None] | None = None
+    recipe: Recipe, options: Options, processes: Processes, *, source: Path, after_step: Callable[[int], None] | None = None
 ) -> int:
     """Run, or go on with, a pre-training; 0 when it is done, `trainer.STOPPED` after an orderly stop. source: where the code lies."""
     if recipe.loop.batch < processes.world_size * recipe.loop.micro_batches:
@@ -157,6 +183,7 @@ def pretrain(
         learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
         sampler = StepSampler([entry.study.study for entry in data.split("train")], recipe.loop.batch, options.seed)
         maker = batch_maker(data, "train", recipe, learner.keys, options.seed)
+        along = companion_sampler(data, recipe, processes, options.seed)
 
         def loader(first_step: int) -> Loader:
             return Loader(
@@ -168,6 +195,7 @@ def pretrain(
                 rank=processes.rank,
                 world_size=processes.world_size,
                 readers=recipe.loop.readers,
+                companions=along,
             )
 
         chosen = selection(data, recipe, processes, options.seed)
@@ -201,8 +229,10 @@ def pretrain(
         folder.close()
 
 
-def _introduce(recipe: VelvetRecipe, data: Data, validates: bool) -> None:
+def _introduce(recipe: Recipe, data: Data, validates: bool) -> None:
     print(f"{recipe.key}: {len(data.split('train'))} studies to learn from, {len(data.split('val'))} to validate on", flush=True)
+    if data.scans:
+        print(f"{len(data.scans)} scans without a report go along", flush=True)
     if len(data.quarantine):
         print(f"{len(data.quarantine)} studies are quarantined; quarantine.jsonl in the run folder says why", flush=True)
     if not validates:
@@ -224,7 +254,7 @@ def _finish(learner: Learner, trainer: Trainer, data: Data, options: Options) ->
         results |= {"step": best.step, "validation": {k: round(v, 4) for k, v in best.facts["figures"].items()}}
     elif trainer.average is not None:
         learner.load_state_dict(trainer.average.tensors)
-    export_bundle(
+    export(
         options.run / "bundle",
         learner,
         data.tokenizer_json,
@@ -233,4 +263,4 @@ def _finish(learner: Learner, trainer: Trainer, data: Data, options: Options) ->
         licence=options.licence or "Not stated.",
         results=results,
     )
-    print(f"bundle of step {results['step']} written", flush=True)
+    print(f"{'bundle' if (options.run / 'bundle/bundle.json').is_file() else 'encoders'} of step {results['step']} written", flush=True)
