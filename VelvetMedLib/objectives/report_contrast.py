@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.objectives.base import (
@@ -51,16 +53,21 @@ class ReportContrast(Objective):
     def forward(self, model: VelvetModel, features: Features, batch: StudyBatch, ctx: Context) -> Terms:
         image = model.project_image(features[IMAGE_GLOBAL], ["report"])["report"]
         text = model.project_text(features[TEXT_CLEAN].states, batch.texts[TEXT_CLEAN], ["report"])["report"]
-        with in_full_precision(image):
-            scale = wide(model.contrast_scale())
-            rows = scale * image @ ctx.gather(text).T
-            columns = scale * text @ ctx.gather(image).T
-            every = ctx.gather_no_grad(batch.group)
-            targets = group_targets(batch.group, every, smoothing=self.settings.label_smoothing, like=rows)
-            total = 0.5 * (soft_cross_entropy(rows, targets) + soft_cross_entropy(columns, targets)).sum()
-        metrics = {
-            "report_contrast/image_to_text_r1": hits(rows, batch.group, every),
-            "report_contrast/text_to_image_r1": hits(columns, batch.group, every),
-            "report_contrast/scale": scale.detach(),
-        }
-        return Terms({"report_contrast_loss": LossTerm(total, float(len(batch)))}, metrics)
+        return report_terms(image, text, model.contrast_scale(), batch.group, ctx, smoothing=self.settings.label_smoothing)
+
+
+def report_terms(image: Tensor, text: Tensor, scale: Tensor, group: Tensor, ctx: Context, *, smoothing: float) -> Terms:
+    """The law of `ReportContrast` for any two sets of unit vectors [B, D], one row of each a study; group: int64 [B]."""
+    with in_full_precision(image):
+        scale = wide(scale)
+        rows = scale * image @ ctx.gather(text).T
+        columns = scale * text @ ctx.gather(image).T
+        every = ctx.gather_no_grad(group)
+        targets = group_targets(group, every, smoothing=smoothing, like=rows)
+        total = 0.5 * (soft_cross_entropy(rows, targets) + soft_cross_entropy(columns, targets)).sum()
+    metrics = {
+        "report_contrast/image_to_text_r1": hits(rows, group, every),
+        "report_contrast/text_to_image_r1": hits(columns, group, every),
+        "report_contrast/scale": scale.detach(),
+    }
+    return Terms({"report_contrast_loss": LossTerm(total, float(len(group)))}, metrics)
