@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from VelvetMedLib.ct.body_cells import BodyCells
+from VelvetMedLib.engine.body import body_of
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.store import FULL_SCALE, StoredStudy
 from VelvetMedLib.models.text import ReportTokenizer
@@ -62,6 +64,9 @@ class SourceOfOne:
 
     def fine_hu(self) -> NDArray[np.int16]:
         return self.entry.fine()
+
+    def body(self) -> BodyCells:
+        return body_of(self.entry, self.views.fine_spacing_mm)
 
     def global_view(self) -> NDArray[np.float32]:
         return self.entry.global_view().astype(np.float32) / np.float32(FULL_SCALE)

@@ -68,7 +68,8 @@ class StudyBatch:
     labels: int64 [B, L] for "text.masked_*", the true id where it is asked for, else `NOT_ASKED`.
     clean: [B, 1, X, Y, Z] for "image.local_*", the view rotated but not cut: what restoration must give back.
     quarter_turns: int64 [B] for "image.local_*", 0 to 3.
-    extras: anything further that an objective of a recipe reads, [B, ...], by a name that the objective gives.
+    extras: anything further that an objective of a recipe reads, [B, ...], by a name that the objective gives. A name that ends
+        in a dot and a feature key goes along with that key; only such extras reach objectives with `across`.
     """
 
     study: Tensor

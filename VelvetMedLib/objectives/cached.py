@@ -85,11 +85,15 @@ def cached_backward(
 
 
 def joined_batch(batches: Sequence[StudyBatch], keys: Sequence[str]) -> StudyBatch:
-    """What comparisons across studies read of several micro-batches: study, group and the layouts of `keys`; no voxels, no labels."""
+    """What comparisons across studies read of several micro-batches: study, group, the layouts of `keys` and their extras; no voxels.
+
+    An extra goes along with the key that its name ends in: "told.image.local_a" with "image.local_a".
+    """
     texts = {key: joined_layout([batch.texts[key] for batch in batches]) for key in keys if key.startswith("text.")}
-    return replace(
-        StudyBatch(study=torch.cat([batch.study for batch in batches]), group=torch.cat([batch.group for batch in batches])), texts=texts
-    )
+    names = [name for name in batches[0].extras if name.endswith(tuple(f".{key}" for key in keys))]
+    extras = {name: joined_rows([batch.extras[name] for batch in batches]) for name in names}
+    whole = StudyBatch(study=torch.cat([batch.study for batch in batches]), group=torch.cat([batch.group for batch in batches]))
+    return replace(whole, texts=texts, extras=extras)
 
 
 def _waiting(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from VelvetMedLib.models.t3d import T3dModel
 from VelvetMedLib.models.velvet import GlobalFeatures, VelvetModel
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, Feature, LocalFeatures, Objective, StudyBatch, TextFeatures
 
@@ -34,7 +35,8 @@ def encode(model: Any, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feat
 
 
 @encode.register(VelvetModel)
-def _(model: VelvetModel, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
+@encode.register(T3dModel)
+def _(model: VelvetModel | T3dModel, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
     """Images of all keys go through the vision encoder in one pass where their sides agree; texts through the text layers, one by one."""
     wanted = list(keys)
     features: dict[str, Feature] = {}

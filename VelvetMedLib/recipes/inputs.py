@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from VelvetMedLib.ct.body_cells import BodyCells
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.recipes.parts import ReportSettings, ViewSettings
 
@@ -55,6 +56,9 @@ class StudySource(Protocol):
 
     def fine_hu(self) -> NDArray[np.int16]:
         """HU [X, Y, Z] of the body region at `views.fine_spacing_mm`, axes to the right, front and head. Do not write into it."""
+
+    def body(self) -> BodyCells:
+        """Where in `fine_hu` the body is."""
 
     def global_view(self) -> NDArray[np.float32]:
         """The body region squeezed to `views.global_voxels`, 0 to 1 of the window."""

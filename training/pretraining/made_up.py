@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
+from VelvetMedLib.ct.body_cells import BodyCells
 from VelvetMedLib.engine.data import joined_studies
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.models.text import ReportTokenizer, special_tokens
@@ -44,6 +45,9 @@ class MadeUpStudy:
         """A body that fills a crop."""
         side = self.views.local_voxels
         return self.draw("voxels").integers(-1000, 400, (side, side, side), dtype=np.int16)
+
+    def body(self) -> BodyCells:
+        return BodyCells(np.ones((1, 1, 1), bool), (self.views.local_voxels,) * 3, (self.views.local_voxels,) * 3)
 
     def global_view(self) -> NDArray[np.float32]:
         side = self.views.global_voxels
