@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from commandline import ROOT, add_machine_options, add_settings_options, begin, carry_out, new_parser
 
-PRESETS = ("tiny", "micro", "paper")
+PRESETS = ("lean", "tiny", "micro", "paper")
 NUMBERS = ("steps", "pairs", "fewer_pairs", "seeds", "val", "test", "segmentation_volumes", "segmentation_steps", "segmentation_val",
            "segmentation_test", "data_seed")  # fmt: skip
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", action="append", default=[], metavar="ROW", help="only this row or cell; may be repeated")
     made.add_argument("--anyway", action="store_true", help="run the grid even where no pilot stands above chance")
     made.add_argument("--docs", type=Path, metavar="DIR", help="also write table and plot here")
-    add_settings_options(made, PRESETS, "sizes of every row (default: tiny)")
+    add_settings_options(made, PRESETS, "sizes of every row (default: lean)")
     for name in NUMBERS:
         made.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=argparse.SUPPRESS)
     made.add_argument("--sitting-minutes", type=float, metavar="M", help="longest time of a cell in one go (default: 40)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -121,7 +122,10 @@ class TriBert(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.text_layers = nn.ModuleList(Layer(config, fusion=False) for _ in range(config.text_layers))
         self.fusion_layers = nn.ModuleList(Layer(config, fusion=True) for _ in range(config.fusion_layers))
-        self.apply(_bert_init)
+        # BERT's 0.02 is meant for its 768 channels. In a narrower net the same number makes layers that pass little on: at 192
+        # channels the [CLS] of any two reports had a cosine of 0.9999, and contrast stood still for its first ninety steps.
+        std = 0.02 * math.sqrt(768 / config.width)
+        self.apply(lambda module: _bert_init(module, std))
 
     def text(self, ids: Tensor, type_ids: Tensor, pad_mask: Tensor) -> Tensor:
         """ids, type_ids: [B, L]; pad_mask: [B, L], True = real. Returns the states of the last text layer [B, L, W]."""
@@ -275,13 +279,13 @@ def _misfit(what: str, found: str, expected: str) -> UsageError:
     )
 
 
-def _bert_init(module: nn.Module) -> None:
-    """N(0, 0.02) and zero bias, as BERT starts; the type of padding stays zero."""
+def _bert_init(module: nn.Module, std: float) -> None:
+    """N(0, std) and zero bias; the type of padding stays zero."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         if module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()

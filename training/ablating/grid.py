@@ -76,7 +76,7 @@ class AblationSettings(Settings):
     above_chance: in a pilot the lower end of the interval of R@10 must reach this many times chance.
     """
 
-    steps: int = 300
+    steps: int = 600
     pairs: int = 400
     fewer_pairs: int = 200
     seeds: int = 3
