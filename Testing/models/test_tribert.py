@@ -263,3 +263,71 @@ def test_a_narrow_net_starts_with_reports_as_far_apart_as_a_wide_one(width: int)
 
     wide, narrow = (sum(apart(w, seed) for seed in range(4)) / 4 for w in (768, width))
     assert 0.5 * wide < narrow < 2 * wide, (narrow, wide)
+
+
+def test_the_paper_setting_has_the_counted_size() -> None:
+    with torch.device("meta"):
+        net = TriBert(TriBertConfig.paper())
+    count = sum(p.numel() for p in net.parameters())
+    assert abs(count - 165.7e6) < 0.2e6
+
+
+def test_a_report_longer_than_the_positions_is_refused(tokenizer: ReportTokenizer) -> None:
+    layout = tokenizer.layout([["no " * 90]], 128)
+    with pytest.raises(UsageError, match="at most 64"):
+        small(tokenizer).text(layout.ids, layout.type_ids, layout.pad_mask)
+
+
+def test_recomputed_layers_draw_the_same_dropout_and_give_the_same_gradients(tokenizer: ReportTokenizer) -> None:
+    net = small(tokenizer, dropout=0.3).double().train()
+    layout = tokenizer.layout([REPORT, ["No effusion."]], 64)
+    visual = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    seen = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+
+    def losses_and_gradients(*, recompute: bool, seed: int = 3) -> list[Tensor]:
+        net.recompute_activations = recompute
+        net.zero_grad()
+        visual.grad = None
+        torch.manual_seed(seed)
+        states = net.text(layout.ids, layout.type_ids, layout.pad_mask)
+        # Two losses on one encoding, as in training: the text layers are run again once, for both.
+        fused = net.fuse(states, layout.type_ids, layout.pad_mask, visual, seen)
+        loss = fused.square().sum() + net.read_out(states, layout).sentences.cos().sum()
+        drawn_after = torch.rand(3, dtype=torch.float64)
+        loss.backward()
+        return [loss.detach(), drawn_after, visual.grad, *(p.grad for p in net.parameters())]
+
+    kept = losses_and_gradients(recompute=False)
+    again = losses_and_gradients(recompute=True)
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(kept[0], losses_and_gradients(recompute=True, seed=4)[0]), "dropout is on"
+
+
+def test_recomputed_layers_keep_little_for_backward_and_without_gradients_nothing_is_recomputed(tokenizer: ReportTokenizer) -> None:
+    net = small(tokenizer, text_layers=6).train()
+    layout = tokenizer.layout([REPORT] * 4, 64)
+    parameters = {p.data_ptr() for p in net.parameters()}
+
+    def kept_numbers() -> int:
+        found: dict[int, int] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            found[x.data_ptr()] = x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            net.text(layout.ids, layout.type_ids, layout.pad_mask)
+        return sum(n for place, n in found.items() if place not in parameters)
+
+    plain = kept_numbers()
+    net.recompute_activations = True
+    # A layer keeps its input; what it computes inside (projections, attention, twenty hidden channels) is run again.
+    assert kept_numbers() < plain / 3
+    calls = []
+    net.text_layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        net.text(layout.ids, layout.type_ids, layout.pad_mask)
+    assert len(calls) == 1
+    net.text(layout.ids, layout.type_ids, layout.pad_mask).sum().backward()
+    assert len(calls) == 3
