@@ -1,9 +1,6 @@
-"""The plain training of the demo model: losses against slow twins, resuming, splits, calibration."""
+"""The plain training of the demo model: losses against slow twins, splits, calibration, the line's surface."""
 
 from __future__ import annotations
-
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +8,14 @@ import torch
 
 pytest.importorskip("sklearn")
 
+import train_demo
 from demo.calibrate import calibrate
-from demo.checkpoint import StageState
-from demo.data import PreparedCase, crop, crop_batches, split_of
+from demo.data import crop, split_of
 from demo.encodings import cell_shares
-from demo.fine import lesion_loss, organ_loss, sampled_rows, unpack_bits
-from demo.language import cells_loss, findings_loss, pack_rows, prompt_loss, report_contrast
-from torch import Tensor, nn
+from demo.fine import sampled_rows, unpack_bits
+from demo.losses import cells_term, findings_term, lesion_loss, organ_loss, prompt_term
+from demo.texts import groups_of_texts, pack_rows
 
-from VelvetMedLib.engine.optimiser import MovingAverage
 from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.tasks.views import GlobalView
 
@@ -71,7 +67,9 @@ def test_sampling_keeps_every_lesion_voxel_exactly_once_and_every_voxel_of_a_rar
     bits[::37] = 4
     labels = torch.zeros(8000, dtype=torch.int64)
     labels[:40] = 1
-    drawn, rest, stands_for = sampled_rows(labels, bits, torch.tensor([0.25, 1.0]), torch.Generator().manual_seed(0))
+    drawn, rest, stands_for = sampled_rows(
+        labels, bits, torch.tensor([0.25, 1.0]), torch.rand(8000, generator=torch.Generator().manual_seed(0))
+    )
     both = torch.cat([drawn, rest])
     assert len(both.unique()) == len(both)
     assert set((bits != 0).nonzero()[:, 0].tolist()) <= set(both.tolist())
@@ -103,41 +101,34 @@ def test_cells_loss_equals_the_slow_definition() -> None:
     draw = np.random.default_rng(5)
     logits, shares = draw.normal(size=(2, 3, 2, 2, 2)), draw.random((2, 3, 2, 2, 2))
     p = 1 / (1 + np.exp(-logits))
-    slow = -(shares * np.log(p) + (1 - shares) * np.log(1 - p)).sum() / 16
-    assert float(cells_loss(torch.from_numpy(logits), torch.from_numpy(shares))) == pytest.approx(slow, abs=1e-10)
+    slow = -(shares * np.log(p) + (1 - shares) * np.log(1 - p)).sum()
+    term = cells_term(torch.from_numpy(logits), torch.from_numpy(shares))
+    assert float(term.total) == pytest.approx(slow, abs=1e-10) and term.count == 16
 
 
 def test_bits_unpack_to_one_column_per_channel() -> None:
     assert unpack_bits(torch.tensor([0b101, 0b010], dtype=torch.int32), 3).tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
-def test_contrast_shares_the_positive_among_reports_that_read_the_same() -> None:
-    draw = np.random.default_rng(3)
-    image, text = (torch.nn.functional.normalize(torch.from_numpy(draw.normal(size=(4, 8))), dim=-1) for _ in range(2))
-    groups = ["a", "b", "a", "c"]
-    logits = (image.float() @ text.float().T * np.exp(1.0)).double().numpy()
-    expected = []
-    for table in (logits, logits.T):
-        log_p = table - np.log(np.exp(table).sum(1, keepdims=True))
-        for i in range(4):
-            same = np.array([g == groups[i] for g in groups])
-            target = 0.9 * same / same.sum() + 0.1 / 4
-            expected.append(-(target * log_p[i]).sum())
-    assert float(report_contrast(image, text, torch.tensor(1.0), groups, 0.1)) == pytest.approx(np.mean(expected), abs=1e-5)
+def test_reports_that_read_the_same_are_one_group_whatever_their_case_and_spacing() -> None:
+    first, second, third = groups_of_texts([["No nodule.", "Normal  liver."], ["No mass."], ["no nodule. normal liver."]]).tolist()
+    assert first == third != second
 
 
 def test_prompt_loss_prefers_the_sentence_that_is_true() -> None:
     study = torch.eye(2)
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # affirmed lies with study 0, denied with study 1
     true = torch.tensor([[1.0], [0.0]])
-    right, wrong = (float(prompt_loss(study, text, torch.tensor(0.0), t, torch.ones(1))) for t in (true, 1 - true))
-    assert right == pytest.approx(np.log1p(np.exp(-1.0)), abs=1e-6)
-    assert wrong == pytest.approx(np.log1p(np.exp(1.0)), abs=1e-6)
+    right, wrong = (prompt_term(study, text, torch.tensor(1.0), t, torch.ones(1)) for t in (true, 1 - true))
+    assert right.count == wrong.count == 2
+    assert float(right.total) / 2 == pytest.approx(np.log1p(np.exp(-1.0)), abs=1e-6)
+    assert float(wrong.total) / 2 == pytest.approx(np.log1p(np.exp(1.0)), abs=1e-6)
 
 
 def test_unknown_findings_have_no_part_in_the_loss() -> None:
     logits, targets = torch.tensor([[2.0, -9.0]]), torch.tensor([[1.0, float("nan")]])
-    assert float(findings_loss(logits, targets, torch.ones(2))) == pytest.approx(float(np.log1p(np.exp(-2.0))), abs=1e-6)
+    term = findings_term(logits, targets, torch.ones(2))
+    assert term.count == 1 and float(term.total) == pytest.approx(float(np.log1p(np.exp(-2.0))), abs=1e-6)
 
 
 def test_decoder_targets_begin_behind_the_prompt_and_end_with_the_end_token() -> None:
@@ -159,59 +150,6 @@ def test_a_crop_beyond_the_array_is_filled() -> None:
     assert result.shape == (3, 2, 2)
     assert (result[0] == -5).all() and (result[:, :, 1] == -5).all()
     assert (result[1:, :, 0] == array[:, :, 1]).all()
-
-
-def _stored_case(folder: Path, seed: int) -> PreparedCase:
-    draw = np.random.default_rng(seed)
-    folder.mkdir()
-    np.save(folder / "hu.npy", draw.integers(-1000, 500, (40, 36, 30)).astype(np.int16))
-    np.save(folder / "organs.npy", draw.integers(0, 33, (40, 36, 30)).astype(np.uint8))
-    np.savez(folder / "lesions.npz", index=np.array([5, 99], np.int32), bits=np.array([1, 2], np.uint32))
-    np.savez(folder / "points.npz", **{"0": np.array([[1, 2, 3]], np.int16)})
-    return PreparedCase(folder, folder.name, "train", {"findings": []})
-
-
-def test_batches_after_a_resume_are_those_of_an_unbroken_run(tmp_path: Path) -> None:
-    cases = [_stored_case(tmp_path / f"case{n}", n) for n in range(3)]
-    whole = list(islice(crop_batches(cases, shape=(16, 16, 16), batch=2, seed=4, first_step=0), 5))
-    resumed = list(islice(crop_batches(cases, shape=(16, 16, 16), batch=2, seed=4, first_step=3), 2))
-    for a, b in zip(whole[3:], resumed, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _steps(net: nn.Module, optimiser: torch.optim.Optimizer, average: MovingAverage, first: int, last: int) -> None:
-    for step in range(first, last):
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        net(x).square().mean().backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        average.update(net, step)
-
-
-def _stage(folder: Path) -> tuple[nn.Module, torch.optim.AdamW, MovingAverage, StageState]:
-    torch.manual_seed(0)
-    net = nn.Linear(3, 2)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1)
-    average = MovingAverage(net, 0.9)
-    return net, optimiser, average, StageState(folder, net, optimiser, average)
-
-
-def _values(net: nn.Module, average: MovingAverage) -> dict[str, Tensor]:
-    return net.state_dict() | {f"average {name}": value for name, value in average.tensors.items()}
-
-
-def test_a_resumed_stage_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
-    net, optimiser, average, _ = _stage(tmp_path / "whole")
-    _steps(net, optimiser, average, 0, 6)
-    broken, broken_optimiser, broken_average, state = _stage(tmp_path / "broken")
-    _steps(broken, broken_optimiser, broken_average, 0, 3)
-    state.save(3, 1.5)
-    again, again_optimiser, again_average, restored = _stage(tmp_path / "broken")
-    assert restored.restore() == (3, 1.5)
-    _steps(again, again_optimiser, again_average, 3, 6)
-    unbroken, resumed = _values(net, average), _values(again, again_average)
-    assert unbroken.keys() == resumed.keys()
-    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
 def test_a_finding_at_chance_is_not_assessed_and_says_so() -> None:
@@ -239,3 +177,13 @@ def test_a_finding_that_is_told_gets_ordered_thresholds_and_ignores_unknown_stat
 def test_equal_scores_share_the_credit_of_recall() -> None:
     assert recall_at(np.zeros((4, 4)), np.eye(4, dtype=bool), (1, 4)) == {"R@1": 0.25, "R@4": 1.0}
     assert recall_at(np.eye(3), np.eye(3, dtype=bool), (1,)) == {"R@1": 1.0}
+
+
+def test_the_line_keeps_its_options_and_their_values() -> None:
+    options = vars(train_demo.parser().parse_args(["--cohort", "C", "--run", "R", "--out", "O"]))
+    numbers = {name: value for name, value in options.items() if isinstance(value, int | float | str) and not isinstance(value, bool)}
+    assert numbers == {
+        "fine_steps": 1800, "global_steps": 80, "reader_steps": 300, "encode_cases": 720, "test_cases": 160, "spacing_mm": 4.0,
+        "processes": 2, "seed": 1, "until": "all",
+    }  # fmt: skip
+    assert set(options) - set(numbers) == {"cohort", "run", "out", "traceback"}

@@ -6,18 +6,20 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from VelvetMedLib.engine.sampler import StepSampler, part_of
-from VelvetMedLib.objectives.base import StudyBatch
+
+Batch: TypeAlias = Any
+"""Whatever the trainable reads; all that the engine asks of it is `to(device)`. A pre-training's is `StudyBatch`."""
 
 
 class MakesBatches(Protocol):
-    def batch(self, names: list[str], epoch: int) -> StudyBatch: ...
+    def batch(self, names: list[str], epoch: int) -> Batch: ...
 
 
 class MakesCompanions(Protocol):
-    def batch(self, names: list[str], epoch: int, companions: list[str], companion_epoch: int) -> StudyBatch: ...
+    def batch(self, names: list[str], epoch: int, companions: list[str], companion_epoch: int) -> Batch: ...
 
 
 class Loader:
@@ -42,7 +44,7 @@ class Loader:
         self.waited = 0.0
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
         self._jobs = ((step, micro) for step in range(first_step, last_step) for micro in range(micro_batches))
-        self._pending: deque[Future[StudyBatch]] = deque()
+        self._pending: deque[Future[Batch]] = deque()
         self._ahead = 2 * readers + micro_batches
         self._fill()
 
@@ -53,7 +55,7 @@ class Loader:
     def _part(self, items: list[str], micro: int) -> list[str]:
         return part_of(part_of(items, self.rank, self.world_size), micro, self.micro_batches)
 
-    def _made(self, step: int, micro: int) -> StudyBatch:
+    def _made(self, step: int, micro: int) -> Batch:
         names, epoch = self.names(step, micro), self.sampler.epoch_of(step)
         if self.companions is None:
             return cast(MakesBatches, self.maker).batch(names, epoch)
@@ -68,7 +70,7 @@ class Loader:
             step, micro = job
             self._pending.append(self._pool.submit(self._made, step, micro))
 
-    def steps(self) -> Iterator[list[StudyBatch]]:
+    def steps(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step. An error of a reader is raised here."""
         while self._pending:
             batches = []

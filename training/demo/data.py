@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.cohorts import load_case, read_cohort
+from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.reports import FindingRecord, ontology
 
 SPLITS = ("train", "val", "test")
@@ -109,7 +108,7 @@ def prepare(cohort: Path, out: Path, *, processes: int) -> list[PreparedCase]:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             for _ in pool.imap_unordered(partial(_prepare_one, out=out), todo, chunksize=8):
                 pass
-        write_json_atomically(out / "seconds.json", time.perf_counter() - started)
+        write_json(out / "seconds.json", time.perf_counter() - started)
     records = [json.loads((source / "record.json").read_text(encoding="utf-8")) for source in sources]
     groups = [str(record.get("twin_of") or source.name) for source, record in zip(sources, records, strict=True)]
     splits = split_of(groups)
@@ -129,49 +128,3 @@ def crop(array_xyz: NDArray[Any], start: NDArray[np.int64], shape: tuple[int, in
         target = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
         result[target] = array_xyz[source]
     return result
-
-
-def crop_batches(
-    cases: list[PreparedCase], *, shape: tuple[int, int, int], batch: int, seed: int, first_step: int
-) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint32]]]:
-    """Endless batches of (HU, organ labels, lesion bits), each [batch, X, Y, Z].
-
-    Draws are keyed by (seed, step), so that a resumed run sees what an unbroken one would have seen.
-    Half of the crops are centred near a lesion voxel, each channel of the case being equally likely.
-    """
-    step = first_step
-    while True:
-        draw = np.random.default_rng((seed, step))
-        parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-        for _ in range(batch):
-            case = cases[int(draw.integers(len(cases)))]
-            size = np.array(case.hu_xyz.shape)
-            slack = size - shape
-            low, high = np.minimum(slack, 0), np.maximum(slack, 0)
-            start = draw.integers(low, high + 1)
-            if case.lesion_points and draw.random() < 0.5:
-                channel = draw.choice(sorted(case.lesion_points))
-                candidates = case.lesion_points[int(channel)]
-                centre = candidates[int(draw.integers(len(candidates)))]
-                jitter = draw.integers(-np.array(shape) // 4, np.array(shape) // 4 + 1)
-                start = np.clip(centre - np.array(shape) // 2 + jitter, low, high)
-            hu = crop(case.hu_xyz, start, shape, -1024).astype(np.float32)
-            # Jitter wider than the spread between scanners, so that the offset of one study means nothing.
-            hu = (hu + 1024) * draw.uniform(0.97, 1.03) - 1024 + draw.normal(0, 8)
-            if draw.random() < 0.3:
-                hu += draw.normal(0, draw.uniform(4, 25), shape).astype(np.float32)
-            parts.append(
-                (
-                    np.clip(hu, -1024, 3071).astype(np.int16),
-                    crop(case.organs_xyz, start, shape, 0),
-                    crop(case.lesion_bits_xyz, start, shape, 0),
-                )
-            )
-        step += 1
-        yield tuple(np.stack(kind) for kind in zip(*parts, strict=True))  # type: ignore[misc]
-
-
-def write_json_atomically(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from demo.data import LESION_CHANNELS, PreparedCase, seconds_spent, write_json_atomically
+from demo.data import LESION_CHANNELS, PreparedCase, seconds_spent
 from VelvetMedLib.bundle.config import BundleConfig, LesionEntry
 from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
+from VelvetMedLib.engine.files import write_json
+from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
 from VelvetMedLib.tasks.encoder import fine_part, sweep
@@ -208,8 +210,8 @@ def fit_lesion_thresholds(model: VelvetModel, val: list[PreparedCase], folder: P
         started = time.perf_counter()
         with torch.inference_mode():
             chosen = choose_lesion_thresholds(_threshold_counts(model.eval(), val[:THRESHOLD_CASES], spacing_mm))
-        write_json_atomically(folder / "seconds.json", time.perf_counter() - started)
-        write_json_atomically(folder / "thresholds.json", chosen)
+        write_json(folder / "seconds.json", time.perf_counter() - started)
+        write_json(folder / "thresholds.json", chosen)
     return seconds_spent(folder)
 
 
@@ -217,6 +219,7 @@ def encode_cases(
     model: VelvetModel, cases: list[PreparedCase], folder: Path, *, thresholds: list[float], spacing_mm: float, processes: int
 ) -> tuple[list[EncodedCase], float]:
     """Encodings of the cases, those already in `folder` taken from there. Returns them and the seconds spent, earlier calls included."""
+    from safetensors.torch import load_file as load_tensors
     from safetensors.torch import save_file as save_tensors
 
     assert model.fine is not None
@@ -224,7 +227,13 @@ def encode_cases(
     clock = folder / "seconds.json"
     started = time.perf_counter() - seconds_spent(folder)
     weights = folder / "fine.safetensors"
-    save_tensors({name: value.contiguous() for name, value in model.fine.state_dict().items()}, weights)
+    tensors = {name: value.contiguous() for name, value in model.fine.state_dict().items()}
+    if weights.exists():
+        _same_weights(tensors, load_tensors(weights))
+    else:
+        temporary = weights.with_suffix(".part")
+        save_tensors(tensors, temporary)
+        temporary.replace(weights)
     arguments = (model.config.to_dict(), weights, thresholds, folder, spacing_mm)
     todo = [case for case in cases if not (folder / f"{case.case_id}.safetensors").exists()]
     if todo:
@@ -232,9 +241,19 @@ def encode_cases(
             for done, _ in enumerate(pool.imap_unordered(_encode_one, todo, chunksize=4), 1):
                 if done % 100 == 0:
                     print(f"encoded {done}/{len(todo)}  {(time.perf_counter() - started) / 60:.1f} min", flush=True)
-                    write_json_atomically(clock, time.perf_counter() - started)
-        write_json_atomically(clock, time.perf_counter() - started)
+                    write_json(clock, time.perf_counter() - started)
+        write_json(clock, time.perf_counter() - started)
     return [_read(case, folder) for case in cases], time.perf_counter() - started
+
+
+def _same_weights(now: dict[str, torch.Tensor], then: dict[str, torch.Tensor]) -> None:
+    if now.keys() != then.keys() or any(not torch.equal(value, then[name]) for name, value in now.items()):
+        raise TrainingError(
+            "The kept encodings were made by another fine network.",
+            found="other weights in the folder of encodings than those of the finished fine stage",
+            expected="the same weights",
+            next_step="Remove the folders 'thresholds', 'encoded', 'held_out', 'global' and 'reader' of the run, or give another --run.",
+        )
 
 
 def _read(case: PreparedCase, folder: Path) -> EncodedCase:

@@ -14,12 +14,15 @@ from sklearn.metrics import balanced_accuracy_score
 
 from demo.calibrate import FindingCalibration, calibrate
 from demo.card import model_card
-from demo.data import PreparedCase, write_json_atomically
+from demo.data import PreparedCase
 from demo.encodings import EncodedCase, Overlap, lesion_thresholds
-from demo.language import LanguageSettings, Reading, TextSource, decoder_loss, finding_targets, read_all, reader_input
+from demo.losses import words_term
+from demo.reading import Reading, read_all, reader_input
+from demo.texts import TextSettings, TextSource, finding_targets
 from demo.sample import dice_on_sample
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
+from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.evaluation.probe import auroc_interval
 from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.models.text import ReportTokenizer
@@ -95,7 +98,7 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def retrieval(
-    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], reading: Reading, settings: LanguageSettings, *, seed: int
+    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], reading: Reading, settings: TextSettings, *, seed: int
 ) -> dict[str, Any]:
     """Text to image among `cases`, with wording of training styles and of the held-out style, beside the record oracle."""
     source = TextSource(tokenizer, settings)
@@ -107,7 +110,7 @@ def retrieval(
     result["record_oracle"] = _rounded(recall_at(oracle, own, ks))
     for name, held_out in (("training_styles", False), ("held_out_style", True)):
         draw = np.random.default_rng((seed, 9))
-        layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.text_tokens)
+        layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.tokens)
         text = model.embed_text(layout).numpy()
         result[name] = _rounded(recall_at(text @ reading.study.T, own, ks))
     result["chance"] = {f"R@{k}": round(k / len(cases), 3) for k in (1, 5, 10)}
@@ -121,7 +124,7 @@ def answers(model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedC
     draw = np.random.default_rng((seed, 10))
     truth, said = [], []
     for case in cases[:most]:
-        read = model.reader(*reader_input(model, [case]))
+        read = model.reader(*reader_input([case], model.reader.config.lesion_features))
         asked = [q for q in make_questions(case.findings, draw) if q.kind == "presence" and q.answer.lower().startswith(("yes", "no"))]
         for question in [asked[int(i)] for i in draw.permutation(len(asked))[:4]]:
             prefix = torch.tensor([answer_prefix(tokenizer, question.question)])
@@ -138,15 +141,16 @@ def answers(model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedC
 
 @torch.no_grad()
 def writing_perplexity(
-    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], settings: LanguageSettings, *, seed: int
+    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], settings: TextSettings, *, seed: int
 ) -> float:
     """exp of the mean next-token loss on held-out studies."""
-    assert model.reader is not None
+    assert model.reader is not None and model.decoder is not None
     source, draw = TextSource(tokenizer, settings), np.random.default_rng((seed, 11))
     part = cases[:64]
-    read = model.reader(*reader_input(model, part))
+    read = model.reader(*reader_input(part, model.reader.config.lesion_features))
     rows = [source.decoder_rows(case, draw) for case in part]
-    return round(float(np.exp(float(decoder_loss(model, read.memory, read.memory_mask, rows, source)))), 3)
+    term = words_term(model.decoder, read.memory, read.memory_mask, source.packed(rows, model.decoder.config.positions))
+    return round(float(np.exp(float(term.total) / term.count)), 3)
 
 
 def finish(
@@ -154,7 +158,7 @@ def finish(
     tokenizer_file: Path,
     cases: list[PreparedCase],
     of_split: dict[str, list[EncodedCase]],
-    settings: LanguageSettings,
+    settings: TextSettings,
     run: Path,
     out: Path,
     *,
@@ -212,7 +216,7 @@ def finish(
     )
     save_bundle(out, config, model, tokenizer_file.read_text(encoding="utf-8"), model_card(config))
     results["sample_scan"] = dice_on_sample(out)
-    write_json_atomically(run / "results.json", results)
+    write_json(run / "results.json", results)
     config = replace(config, results=results)
     save_bundle(out, config, model, tokenizer_file.read_text(encoding="utf-8"), model_card(config))
     print(json.dumps(results, indent=1), flush=True)

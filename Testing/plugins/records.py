@@ -1,4 +1,4 @@
-"""Fixtures of the reports tests: random records that obey the ontology."""
+"""Fixtures for every room that needs findings: random records that obey the ontology."""
 
 from __future__ import annotations
 

@@ -1,0 +1,122 @@
+"""The demo training from cohort to bundle: prepared cases, fine network, encodings, global encoder, reader, figures and card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pretraining.vocabulary import learn_vocabulary
+
+from demo.data import SPLITS, prepare, seconds_spent
+from demo.encodings import encode_cases, fit_lesion_thresholds, lesion_thresholds
+from demo.fine import FineSettings, train_fine
+from demo.global_stage import GlobalSettings, train_global
+from demo.reader_stage import ReaderSettings, train_reader
+from demo.reading import keep_top_maps
+from demo.results import finish
+from demo.stages import StoppedOnRequest
+from demo.texts import corpus
+from VelvetMedLib.engine.files import write_json, write_text
+from VelvetMedLib.engine.randomness import seed_torch
+from VelvetMedLib.engine.trainer import STOPPED
+from VelvetMedLib.models.decoder import DecoderConfig
+from VelvetMedLib.models.fine import FineConfig
+from VelvetMedLib.models.reader import FindingsHeadConfig, ReaderConfig
+from VelvetMedLib.models.swin import SwinConfig
+from VelvetMedLib.models.text import ReportTokenizer
+from VelvetMedLib.models.tribert import TriBertConfig
+from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
+from VelvetMedLib.reports import ontology
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the line says; the settings of the stages say the rest. until: the last stage to do, "all" = the bundle too."""
+
+    cohort: Path
+    run: Path
+    out: Path
+    fine_steps: int
+    global_steps: int
+    reader_steps: int
+    encode_cases: int
+    test_cases: int
+    spacing_mm: float
+    processes: int
+    seed: int
+    until: str = "all"
+
+
+def demo_architecture(vocabulary: int) -> ModelConfig:
+    """The tiny setting: every number of the demo model that is not a default."""
+    swin = SwinConfig(embed_dim=16, depths=(1, 2, 2, 2), heads=(2, 4, 8, 16), window=4)
+    top = swin.embed_dim * 16
+    return ModelConfig(
+        swin=swin,
+        tribert=TriBertConfig(
+            vocab_size=vocabulary, width=192, heads=4, ffn=512, text_layers=3, fusion_layers=1, positions=256, visual_width=top
+        ),
+        projection_dim=128,
+        fine=FineConfig(),
+        reader=ReaderConfig(top_channels=top, width=192, layers=2, heads=4, projection_dim=128),
+        findings=FindingsHeadConfig(findings=len(ontology().findings), width=192),
+        decoder=DecoderConfig(vocab_size=vocabulary, width=192, layers=3, heads=4, ffn=512, positions=128),
+    )
+
+
+def train_demo(options: DemoOptions) -> int:
+    """0 when the stages are done, `STOPPED` after an orderly stop; called again, it goes on. Raises VelvetMedError."""
+    try:
+        _stages(options)
+    except StoppedOnRequest:
+        return STOPPED
+    return 0
+
+
+def _stages(options: DemoOptions) -> None:
+    run, seed = options.run, options.seed
+    run.mkdir(parents=True, exist_ok=True)
+    cases = prepare(options.cohort, run / "prepared", processes=options.processes)
+    prepared = {split: [case for case in cases if case.split == split] for split in SPLITS}
+    print(f"{len(cases)} cases, {len(prepared['train'])} for training", flush=True)
+
+    tokenizer_file = run / "tokenizer.json"
+    if not tokenizer_file.exists():
+        write_text(tokenizer_file, learn_vocabulary(corpus(prepared["train"][:800], seed=seed)))
+    tokenizer = ReportTokenizer(tokenizer_file)
+    seed_torch(seed, "weights")
+    model = VelvetModel(demo_architecture(tokenizer.vocab_size))
+    assert model.fine is not None
+    minutes = {"prepare": seconds_spent(run / "prepared") / 60}
+    minutes["fine"] = train_fine(model.fine, prepared["train"], run / "fine", FineSettings(steps=options.fine_steps), seed=seed) / 60
+    if options.until == "fine":
+        return
+    read = prepared["train"][: options.encode_cases] + prepared["val"]
+    seconds = fit_lesion_thresholds(model, prepared["val"], run / "thresholds", spacing_mm=options.spacing_mm)
+    chosen = lesion_thresholds(run / "thresholds")
+    encoded, more = encode_cases(
+        model, read, run / "encoded", thresholds=chosen, spacing_mm=options.spacing_mm, processes=options.processes
+    )  # fmt: skip
+    minutes["encode"] = (seconds + more) / 60
+    if options.until == "encode":
+        return
+    of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
+    settings = GlobalSettings(steps=options.global_steps)
+    minutes["global"] = train_global(model, of_split["train"], tokenizer, run / "global", settings, seed=seed) / 60
+    keep_top_maps(model, encoded)
+    if options.until == "global":
+        return
+    reading = ReaderSettings(steps=options.reader_steps)
+    minutes["reader"] = train_reader(model, of_split["train"], tokenizer, run / "reader", reading, seed=seed) / 60
+    write_json(run / "minutes.json", minutes)
+    print("minutes by stage: " + json.dumps({k: round(v, 1) for k, v in minutes.items()}), flush=True)
+    if options.until == "reader":
+        return
+    # What is held out plays no part in training: it is encoded here, and its minutes are not training's.
+    held_out = prepared["test"][: options.test_cases]
+    of_split["test"], _ = encode_cases(
+        model, held_out, run / "held_out", thresholds=chosen, spacing_mm=options.spacing_mm, processes=options.processes
+    )  # fmt: skip
+    keep_top_maps(model, of_split["test"])
+    finish(model, tokenizer_file, cases, of_split, reading.text, run, options.out, minutes=minutes, seed=seed)
