@@ -20,11 +20,12 @@ from VelvetMedLib.engine.manifest import Quarantined, read_manifest
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.sampler import StepSampler
 from VelvetMedLib.engine.store import FULL_SCALE, open_store, prepare, study_folder
-from VelvetMedLib.engine.texts import lay_out, sentences_of
+from VelvetMedLib.engine.texts import sentences_of
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.tribert import attention_rule
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, IMAGE_LOCAL_A, IMAGE_LOCAL_B, NOT_ASKED, TEXT_CLEAN, TEXT_MASKED_MM, StudyBatch
 from VelvetMedLib.objectives.encoding import needed_keys
+from VelvetMedLib.recipes.layouts import lay_out
 from VelvetMedLib.recipes.parts import ReportSettings
 from VelvetMedLib.recipes.velvet import micro
 

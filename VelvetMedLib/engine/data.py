@@ -19,7 +19,7 @@ from VelvetMedLib.engine.manifest import Quarantined, Report, full_text
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.source import EVALUATION, SourceOfOne
 from VelvetMedLib.engine.store import FULL_SCALE, StoredStudy, StoreFault
-from VelvetMedLib.engine.texts import lay_out, sentences_of
+from VelvetMedLib.engine.texts import sentences_of
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.text import ReportTokenizer, TextLayout
 from VelvetMedLib.objectives.base import (
@@ -38,6 +38,7 @@ from VelvetMedLib.objectives.corruption import choose_donor, corrupted_view
 from VelvetMedLib.objectives.groups import close_groups, report_hash, study_key
 from VelvetMedLib.objectives.masking import MaskingRule
 from VelvetMedLib.recipes.inputs import InputMaker
+from VelvetMedLib.recipes.layouts import lay_out
 from VelvetMedLib.recipes.parts import ReportSettings, ViewSettings
 from VelvetMedLib.shapes import IntTriple
 

@@ -18,14 +18,19 @@ from VelvetMedLib.recipes.base import Recipe
 
 
 class Learner(Trainable):
-    """The encoders of a recipe and the heads of its objectives: everything that is trained and saved."""
+    """The encoders of a recipe and the heads of its objectives: everything that is trained and saved.
+
+    keys: of the features that are encoded in a step; made: names of all inputs that a batch must hold.
+    """
 
     def __init__(self, recipe: Recipe, vocab_size: int) -> None:
         super().__init__(recipe.optimiser, recipe.loop, recipe.loss_weights())
         self.recipe = recipe
+        self.rate_factors = dict(recipe.learning_rate_factors())
         self.model = recipe.model(vocab_size)
         self.objectives = nn.ModuleDict(recipe.objectives(vocab_size))
         self.keys = needed_keys(self.listed().values())
+        self.made = (*self.keys, *sorted({name for objective in self.listed().values() for name in objective.reads}))
 
     def listed(self) -> dict[str, Objective]:
         """Name -> objective."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +15,28 @@ from VelvetMedLib.recipes.parts import OptimiserSettings
 def make_optimiser(module: nn.Module, settings: OptimiserSettings, *, only: Container[str] | None = None) -> torch.optim.AdamW:
     """AdamW in two groups: weights of two or more dimensions decay; norms, biases, the scale and window biases do not.
 
-    only: names of the parameters that this process updates, None = all.
+    only: names of the parameters that this process updates, None = all. A module with `rate_factors` (beginning of a
+    parameter's name -> factor on the learning rate, the longest that fits counts) gets such a pair of groups for each factor.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    factors: Mapping[str, float] = getattr(module, "rate_factors", {})
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and (only is None or name in only):
-            (decayed if settings.decay_all or decays(name, parameter) else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            kind = (factor_of(name, factors), settings.decay_all or decays(name, parameter))
+            decay = settings.weight_decay if kind[1] else 0.0
+            groups.setdefault(kind, {"params": [], "weight_decay": decay, "factor": kind[0]})["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [groups[kind] for kind in sorted(groups, reverse=True)],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         foreach=False,
     )
+
+
+def factor_of(name: str, factors: Mapping[str, float]) -> float:
+    """The factor of the longest beginning that fits; 1 where none does."""
+    fitting = [beginning for beginning in factors if name.startswith(beginning)]
+    return factors[max(fitting, key=len)] if fitting else 1.0
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -46,7 +55,7 @@ def learning_rate(step: int, steps: int, settings: OptimiserSettings) -> float:
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:

@@ -60,13 +60,14 @@ class CausalDecoder(nn.Module):
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
-    def forward(self, ids: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, asked: Tensor | None = None) -> Tensor:
         """ids: [B, L] padded on the right; memory: [B, M, W]; memory_mask: [B, M], True = valid. Returns logits [B, L, V].
 
-        Position l sees ids 0..l, so logits[:, l] are about id l + 1 and padding behind it cannot matter.
+        Position l sees ids 0..l, so logits[:, l] are about id l + 1 and padding behind it cannot matter. asked: [B, L], True = wanted;
+        then only those positions' logits are formed, [number of them, V], row by row.
         """
         states, _ = self._run(ids, torch.ones_like(ids, dtype=torch.bool), self._memory(memory), memory_mask, None)
-        return self._logits(states)
+        return self._logits(states if asked is None else states[asked])
 
     @torch.no_grad()
     def generate(

@@ -49,8 +49,8 @@ class TextFeatures(NamedTuple):
 
 
 Feature: TypeAlias = tuple[Tensor, ...]
-"""A NamedTuple of tensors [B, ...]. Fields named in its class attribute `ALONE`, if it has one, are not read by objectives that
-compare studies: they need not wait for the whole batch where gradients are cached."""
+"""A NamedTuple of tensors [B, ...]. Fields that its static method `alone()` names, if it has one, are not read by objectives
+that compare studies: they need not wait for the whole batch where gradients are cached."""
 Features: TypeAlias = Mapping[str, Any]
 """Feature key (methods.md 1.5) -> its feature; of a VelvetModel: `models.velvet.GlobalFeatures` for "image.global", LocalFeatures for
 "image.local_*", TextFeatures for "text.*"."""
@@ -124,11 +124,13 @@ class Terms:
 class Objective(nn.Module, ABC):
     """Turns features into (sum, count) terms. Owns small heads at most; the shared model comes as an argument.
 
-    needs: feature keys it reads. across: it compares the studies of a batch with one another, so that its features are
+    needs: feature keys it reads. reads: names of the batch's `extras` (and their labels) that it reads beside them.
+    across: it compares the studies of a batch with one another, so that its features are
     what cached gradients keep as leaves (and its values depend on the size of the batch).
     """
 
     needs: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
     across: bool = False
 
     @abstractmethod

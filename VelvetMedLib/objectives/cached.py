@@ -103,7 +103,7 @@ def _waiting(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 def _compared(feature: Feature) -> list[Tensor]:
     """The fields that objectives with `across` read (`base.Feature`)."""
-    alone = getattr(feature, "ALONE", ())
+    alone = _alone(type(feature))
     names = getattr(feature, "_fields", ())
     return [x for name, x in zip(names, feature, strict=True) if name not in alone]
 
@@ -111,7 +111,12 @@ def _compared(feature: Feature) -> list[Tensor]:
 def _rebuilt(kind: Any, values: Sequence[Tensor]) -> Any:
     """A feature of its compared fields; the others are None."""
     left = iter(values)
-    return kind(*(None if name in getattr(kind, "ALONE", ()) else next(left) for name in kind._fields))
+    return kind(*(None if name in _alone(kind) else next(left) for name in kind._fields))
+
+
+def _alone(kind: Any) -> tuple[str, ...]:
+    named: tuple[str, ...] = kind.alone() if hasattr(kind, "alone") else ()
+    return named
 
 
 class _RandomState:

@@ -23,13 +23,16 @@ class Shapes:
     """What heads of objectives must fit, whichever encoders they stand on.
 
     vocab_size: rows of the text encoder's table. text_width: of its states. top_channels: of the coarsest image map.
-    cell_channels: of the map whose cells a writer reads (`encoding.image_cells`).
+    cell_channels: of the map whose cells a writer reads (`encoding.image_cells`). kept_channels, patch: of the states of cells that
+    are encoded without the others, and the side of a cell in voxels; 0 where the encoder cannot leave cells out.
     """
 
     vocab_size: int
     text_width: int
     top_channels: int
     cell_channels: int
+    kept_channels: int = 0
+    patch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,11 @@ class Recipe(Settings, ABC):
     def tokens_for_sentences(self) -> bool:
         """Whether text is laid out with [SEN_i] before each sentence, or as a plain BERT reads it."""
         return False
+
+    @property
+    def needs_reports(self) -> bool:
+        """Whether any objective reads a report; else a scan without one is a study like any other."""
+        return True
 
     @abstractmethod
     def shapes(self, vocab_size: int) -> Shapes:

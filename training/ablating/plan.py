@@ -23,7 +23,6 @@ from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.objectives.encoding import encode
 from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.recipes.velvet import VelvetRecipe
-from VelvetMedLib.reports import ontology
 
 TIMED = 3
 WINDOWS_PER_SCAN = 8
@@ -88,7 +87,7 @@ def time_row(recipe: Recipe, processes: Processes) -> tuple[float, float]:
     vocab_size = vocabulary(recipe, None)
     learner = Learner(recipe, vocab_size).to(processes.device)
     batches = [
-        made_up_batch(recipe, vocab_size, recipe.loop.batch // recipe.loop.micro_batches, learner.keys).to(processes.device)
+        made_up_batch(recipe, vocab_size, recipe.loop.batch // recipe.loop.micro_batches, learner.made).to(processes.device)
         for _ in range(recipe.loop.micro_batches)
     ]
 
@@ -107,7 +106,7 @@ def time_row(recipe: Recipe, processes: Processes) -> tuple[float, float]:
 def time_segmentation(recipe: VelvetRecipe, settings: AblationSettings, processes: Processes) -> tuple[float, float]:
     """(seconds of a fine-tuning step, seconds of one window without gradient)."""
     chosen = segmentation_settings(recipe, settings)
-    classes = len(ontology().structures) + 1
+    classes = len(settings.segmentation_structures) + 1
     model = SwinUnetr(SwinUnetrConfig(swin=chosen.swin, classes=classes)).to(processes.device)
     crops = min(chosen.loop.volumes, settings.segmentation_volumes) * chosen.data.crops_per_volume
     images = torch.rand(crops, 1, *chosen.data.patch_voxels, device=processes.device)

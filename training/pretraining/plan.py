@@ -55,7 +55,7 @@ def vocabulary(recipe: Recipe, tokenizer: Path | None) -> int:
 def make_plan(recipe: Recipe, vocab_size: int, processes: Processes) -> Plan:
     """Measured with `STUDIES` studies in one micro-batch, scaled to the recipe's."""
     learner = Learner(recipe, vocab_size).to(processes.device)
-    batch = made_up_batch(recipe, vocab_size, STUDIES, learner.keys).to(processes.device)
+    batch = made_up_batch(recipe, vocab_size, STUDIES, learner.made).to(processes.device)
     with counted_bytes(learner) as saved:
         _once(learner, batch, processes)
     began = time.perf_counter()

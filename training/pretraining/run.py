@@ -68,6 +68,10 @@ class Data:
     def split(self, name: str) -> list[StoredStudy]:
         return [entry for entry in self.studies if entry.study.split == name]
 
+    def learnt_from(self, recipe: Recipe) -> list[StoredStudy]:
+        """What a step draws its studies from: of the training split; with the scans where no objective reads a report."""
+        return [*self.split("train"), *([] if recipe.needs_reports else self.scans)]
+
 
 def open_data(recipe: Recipe, options: Options, processes: Processes) -> Data:
     """Read the manifest, quarantine what cannot be used, prepare the store, learn or read the tokenizer."""
@@ -75,7 +79,9 @@ def open_data(recipe: Recipe, options: Options, processes: Processes) -> Data:
     if processes.first:
         path.unlink(missing_ok=True)
     processes.wait()
-    manifest, content = load_manifest(options.run, options.cohort, options.manifest, processes, scans=recipe.companions() is not None)
+    manifest, content = load_manifest(
+        options.run, options.cohort, options.manifest, processes, scans=recipe.companions() is not None or not recipe.needs_reports
+    )
     total = len(manifest.studies) + len(manifest.scans) + len(manifest.quarantined)
     quarantine = Quarantine(path if processes.first else None, total, recipe.loop.quarantine_share)
     found = prepared(manifest, options.store or options.run / STORE, recipe, quarantine, processes, workers=options.workers)
@@ -91,7 +97,7 @@ def batch_maker(data: Data, split: str, recipe: Recipe, keys: Sequence[str], see
     """Batches of one split's studies."""
     along = recipe.companions()
     return BatchMaker(
-        data.split(split),
+        data.learnt_from(recipe) if split == "train" else data.split(split),
         data.groups,
         data.tokenizer,
         recipe.views,
@@ -102,7 +108,7 @@ def batch_maker(data: Data, split: str, recipe: Recipe, keys: Sequence[str], see
         quarantine=data.quarantine,
         makers=recipe.inputs(),
         companion_keys=() if along is None else along.keys,
-        scans=data.scans,
+        scans=data.scans if recipe.needs_reports else (),
     )
 
 
@@ -171,18 +177,18 @@ def pretrain(
     folder = RunFolder(options.run, lock=processes.first)
     try:
         data = open_data(recipe, options, processes)
-        if not data.split("train"):
+        if not data.learnt_from(recipe):
             raise TrainingError(
                 "There is no study to train on.",
-                found=f"{len(data.studies)} usable studies, none in the train split",
+                found=f"{len(data.studies)} usable studies with a report, none in the train split",
                 expected="studies with split 'train'",
                 next_step="Look at the manifest and at quarantine.jsonl in the run folder.",
             )
         resumed = folder.check(definition(recipe, options, data)) if processes.first else False
         processes.wait()
         learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
-        sampler = StepSampler([entry.study.study for entry in data.split("train")], recipe.loop.batch, options.seed)
-        maker = batch_maker(data, "train", recipe, learner.keys, options.seed)
+        sampler = StepSampler([entry.study.study for entry in data.learnt_from(recipe)], recipe.loop.batch, options.seed)
+        maker = batch_maker(data, "train", recipe, learner.made, options.seed)
         along = companion_sampler(data, recipe, processes, options.seed)
 
         def loader(first_step: int) -> Loader:

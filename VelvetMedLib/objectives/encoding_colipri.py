@@ -1,0 +1,24 @@
+"""The features of COLIPRI's encoders by the keys that objectives ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from VelvetMedLib.models.aligned_colipri import AlignedColipri
+from VelvetMedLib.objectives.base import Feature, StudyBatch, TextFeatures
+from VelvetMedLib.objectives.encoding import encode
+from VelvetMedLib.objectives.masked_image import IMAGE_MAE, KEPT
+
+
+@encode.register(AlignedColipri)
+def _(model: AlignedColipri, batch: StudyBatch, keys: Iterable[str]) -> dict[str, Feature]:
+    """Images give a pooled vector and cells, "image.mae" the states of its kept cells; a text is one pooled state."""
+    features: dict[str, Feature] = {}
+    for key in keys:
+        if key == IMAGE_MAE:
+            features[key] = model.kept_features(batch.images[key], batch.extras[KEPT])
+        elif key.startswith("image."):
+            features[key] = model.image_features(batch.images[key])
+        else:
+            features[key] = TextFeatures(model.text_state(batch.texts[key]))
+    return features
