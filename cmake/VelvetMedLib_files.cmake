@@ -152,6 +152,8 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/recipes/mixed.py"
   "VelvetMedLib/recipes/overrides.py"
   "VelvetMedLib/recipes/parts.py"
+  "VelvetMedLib/recipes/t3d.py"
+  "VelvetMedLib/recipes/t3d_inputs.py"
   "VelvetMedLib/recipes/velvet.py"
   "VelvetMedLib/reports/__init__.py"
   "VelvetMedLib/reports/attributes.py"
