@@ -67,6 +67,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/engine/checkpoints.py"
   "VelvetMedLib/engine/data.py"
   "VelvetMedLib/engine/files.py"
+  "VelvetMedLib/engine/fsdp.py"
   "VelvetMedLib/engine/learner.py"
   "VelvetMedLib/engine/loader.py"
   "VelvetMedLib/engine/log.py"

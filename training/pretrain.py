@@ -30,7 +30,7 @@ from VelvetMedLib.recipes import RECIPES
 PRESETS = ("tiny", "paper", "micro")
 
 EXAMPLES = """  python training/pretrain.py velvet --preset tiny --cohort COHORT --run RUN --steps 600 --seed 1
-  torchrun --nproc-per-node 4 training/pretrain.py velvet --preset paper --manifest STUDIES.jsonl --run RUN --steps 50000 --seed 1
+  torchrun --nproc-per-node 4 -- training/pretrain.py velvet --preset paper --manifest STUDIES.jsonl --run RUN --steps 50000 --seed 1
   Slicer --no-splash --no-main-window --python-script training/pretrain.py velvet --cohort COHORT --run RUN --steps 600
   python training/pretrain.py velvet settings --preset tiny       all settings by name"""
 
@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--manifest", type=Path, metavar="FILE", help="list of studies, one JSON object per line, in place of --cohort")
     add_run_options(made)
     made.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use (default: learnt from the training reports)")
+    made.add_argument("--text-from", type=Path, metavar="DIR", help="begin with a BERT's weights and tokenizer, from convert_weights.py")
+    made.add_argument("--vision-from", type=Path, metavar="DIR", help="begin with a Swin's weights, from convert_weights.py")
     add_machine_options(made)
     made.add_argument("--bundle-id", default="velvet", metavar="NAME", help="name of the finished bundle")
     made.add_argument("--training-data", default="", metavar="TEXT", help="statement on the data, for the bundle and its card")
@@ -79,8 +81,12 @@ def _run(options: argparse.Namespace) -> int:
     require(options, ("steps",) if options.dry_run else ("run", "steps"), "pretrain.py")
     if options.dry_run:
         from pretraining.plan import print_plan
+        from pretraining.start import read_start
 
-        print_plan(recipe, steps=options.steps, device=options.device, cohort=options.cohort, tokenizer=options.tokenizer)
+        begun = read_start(options.text_from, options.vision_from)
+        begun.check(recipe)
+        tokenizer = begun.tokenizer_file(options.text_from, options.tokenizer)
+        print_plan(recipe, steps=options.steps, device=options.device, cohort=options.cohort, tokenizer=tokenizer)
         return 0
     from pretraining.run import Options, pretrain
 
@@ -96,6 +102,8 @@ def _run(options: argparse.Namespace) -> int:
                 manifest=options.manifest,
                 store=options.store,
                 tokenizer=options.tokenizer,
+                text_from=options.text_from,
+                vision_from=options.vision_from,
                 device=options.device,
                 workers=options.workers,
                 name=options.bundle_id,

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
+from VelvetMedLib.engine.fsdp import shard, whole
 from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.manifest import read_manifest
 from VelvetMedLib.engine.processes import Processes
@@ -36,6 +37,12 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
     tokenizer = ReportTokenizer(folder / "tokenizer.json")
     seed_torch(1, "weights")
     learner = Learner(recipe, tokenizer.vocab_size).double()
+    names, loop = NAMES, recipe.loop
+    if loop.parallel == "fsdp":
+        # Sharded weights want equal parts. Every layer is a unit here, however small.
+        names = NAMES[: loop.batch]
+        if processes.world_size > 1:
+            assert len(shard(learner, processes, studies=loop.batch, micro_batches=loop.micro_batches, least=1)) > 20
     maker = BatchMaker(
         studies,
         groups_of(studies),
@@ -47,12 +54,12 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
         sentence_tokens=True,
         quarantine=Quarantine(None, 0, 1.0),
     )
-    mine = part_of(NAMES, processes.rank, processes.world_size)
+    mine = part_of(names, processes.rank, processes.world_size)
     parts = [part_of(mine, n, recipe.loop.micro_batches) for n in range(recipe.loop.micro_batches)]
     # float64: restoration's absolute value has a kink, and float32's last bit decides the sign of a gradient there.
     batches = [in_float64(maker.batch(part, 0)) for part in parts]
     result = learner.gradients(batches, processes.context(3, 7), processes, 3)
-    found = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+    found = whole({name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None})
     return found, {name: value / max(1.0, result.totals[name]) for name, value in result.sums.items()}
 
 

@@ -104,3 +104,22 @@ def test_several_processes_give_the_gradients_of_one(
     together(count, [str(studies_folder), str(studies_store), str(tmp_path / "g.safetensors"), *settings])
     assert_equal(load_file(tmp_path / "g.safetensors"), whole()[0])
     assert json.loads((tmp_path / "g.json").read_text(encoding="utf-8")) == pytest.approx(whole()[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        pytest.param(["loop.recompute_activations=true"], marks=pytest.mark.slow),
+        pytest.param(["loop.micro_batches=2", "loop.cached_gradients=true"], marks=pytest.mark.slow),
+    ],
+    ids=["plain", "recomputed activations", "cached gradients"],
+)
+def test_processes_that_share_the_weights_out_give_the_gradients_of_one(
+    whole: Any, studies_folder: Path, studies_store: Path, tmp_path: Path, settings: list[str]
+) -> None:
+    settings = ["loop.parallel=fsdp", "loop.batch=4", *settings]
+    together(2, [str(studies_folder), str(studies_store), str(tmp_path / "g.safetensors"), *settings])
+    wanted = whole("loop.parallel=fsdp", "loop.batch=4")
+    assert_equal(load_file(tmp_path / "g.safetensors"), wanted[0])
+    assert json.loads((tmp_path / "g.json").read_text(encoding="utf-8")) == pytest.approx(wanted[1], rel=1e-5)

@@ -146,8 +146,8 @@ def test_settings_are_listed_by_dotted_name(capsys: pytest.CaptureFixture[str]) 
 def test_the_surface_of_the_line_is_frozen() -> None:
     options = {option for action in pretrain.parser()._actions for option in action.option_strings}
     assert options == {
-        "--preset", "--set", "--cohort", "--manifest", "--run", "--steps", "--seed", "--store", "--tokenizer", "--workers", "--device",
-        "--bundle-id", "--training-data", "--licence", "--no-bundle", "--dry-run", "--traceback",
+        "--preset", "--set", "--cohort", "--manifest", "--run", "--steps", "--seed", "--store", "--tokenizer", "--text-from",
+        "--vision-from", "--workers", "--device", "--bundle-id", "--training-data", "--licence", "--no-bundle", "--dry-run", "--traceback",
     }  # fmt: skip
 
 

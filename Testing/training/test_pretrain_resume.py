@@ -138,3 +138,27 @@ def test_sharded_optimiser_state_gives_the_same_bits_and_either_way_takes_up_the
     assert start("step:5", broken, count=2)[0] == -signal.SIGKILL
     assert start("none", broken + sharded, count=2) == [0, 0]
     assert_same_bits(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_weights_out_are_killed_and_go_on_bit_for_bit_and_other_ways_take_up_their_run(
+    studies_folder: Path, tmp_path: Path
+) -> None:
+    shared_out = ["--set", "loop.parallel=fsdp"]
+    assert start("none", words(studies_folder, tmp_path / "whole") + shared_out, count=2) == [0, 0]
+    broken = words(studies_folder, tmp_path / "broken") + shared_out
+    for where in ("step:3", "write:1", "rename:1"):
+        assert start(where, broken, count=2)[0] == -signal.SIGKILL
+    assert start("none", broken, count=2) == [0, 0]
+    assert_same_bits(tmp_path / "whole", tmp_path / "broken")
+    # The checkpoint is whole: no number of processes and no way of sharing is written into it.
+    plain = words(studies_folder, tmp_path / "plain")
+    assert start("none", plain, count=2) == [0, 0]
+    first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "plain")
+    assert {name: value.shape for name, value in first.items()} == {name: value.shape for name, value in second.items()}
+    far = [name for name in first if name.startswith("weights/") and not torch.allclose(first[name], second[name], atol=1e-3)]
+    assert not far
+    assert (tmp_path / "whole/bundle/bundle.json").is_file()
+    mixed = words(studies_folder, tmp_path / "mixed")
+    assert start("step:5", mixed + shared_out, count=2)[0] == -signal.SIGKILL
+    assert start("none", mixed) == [0]

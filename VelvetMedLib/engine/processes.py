@@ -78,20 +78,22 @@ class Processes:
         return self.context(0, 0).gather_no_grad(rows)
 
     def same_start(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the tensors of the first."""
+        """Give every process the tensors of the first. Shards are passed over: they were cut from equal tensors."""
         if self.world_size > 1:
             with torch.no_grad():
                 for tensor in tensors:
-                    dist.broadcast(tensor, src=0)
+                    if not is_shard(tensor):
+                        dist.broadcast(tensor, src=0)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum gradients over processes, in pieces of some megabytes.
 
-        A parameter without gradient here counts as zero; one without gradient anywhere keeps none, as on one process.
+        A parameter without gradient here counts as zero; one without gradient anywhere keeps none, as on one process. Shards of
+        parameters (`fsdp`) are passed over: their gradients are summed already.
         """
         if self.world_size == 1:
             return
-        listed = list(parameters)
+        listed = [parameter for parameter in parameters if not is_shard(parameter)]
         somewhere = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=self.device)
         dist.all_reduce(somewhere)
         piece: list[Tensor] = []
@@ -112,6 +114,11 @@ class Processes:
     def close(self) -> None:
         if self.launched and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this is torch's DTensor, without importing what it needs."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _sum_piece(gradients: list[Tensor]) -> None:

@@ -18,11 +18,11 @@ import torch
 
 from VelvetMedLib.engine.checkpoints import Checkpoint, Checkpoints
 from VelvetMedLib.engine.files import disk_error
+from VelvetMedLib.engine.fsdp import cut_like, held_together, norm_with_shards, shard, whole
 from VelvetMedLib.engine.loader import Loader
 from VelvetMedLib.engine.log import RunLog, draw_curves, progress_line
 from VelvetMedLib.engine.optimiser import (
     MovingAverage,
-    gradient_norm,
     learning_rate,
     make_optimiser,
     optimiser_tensors,
@@ -98,6 +98,8 @@ class Trainer:
         self.make_loader, self.processes, self.quarantine = make_loader, processes, quarantine
         self.selection, self.after_step = selection, after_step
         self.checkpoints = Checkpoints(run)
+        if self.loop.parallel == "fsdp" and processes.world_size > 1:
+            shard(self.learner, processes, studies=self.loop.batch, micro_batches=self.loop.micro_batches)
         sharded = self.loop.parallel == "sharded" and processes.world_size > 1
         self.owners = owners_of(learner, processes.world_size) if sharded else None
         self.mine = None if self.owners is None else {name for name, owner in self.owners.items() if owner == processes.rank}
@@ -188,7 +190,7 @@ class Trainer:
         summed = self.processes.sum([*(result.sums[n] for n in names), *(result.metrics[n] / world for n in metrics)])
         losses = {name: value / max(1.0, result.totals[name]) for name, value in zip(names, summed, strict=False)}
         gradients = gradients_of(self.learner)
-        norm = gradient_norm(gradients)
+        norm = norm_with_shards(gradients, self.processes)
         total = sum(self.learner.weights.get(name, 1.0) * value for name, value in losses.items())
         if not (math.isfinite(total) and math.isfinite(float(norm))):
             self.learner.zero_grad(set_to_none=True)
@@ -258,13 +260,15 @@ class Trainer:
     def _validate(self, log: RunLog) -> None:
         assert self.selection is not None
         with weights_of(self.learner, self.average.tensors if self.average is not None else None):
-            figures = dict(self.selection.validate(self.learner))
+            with held_together(self.learner):
+                figures = dict(self.selection.validate(self.learner))
             score = self.selection.score(figures)
             better = self.progress.best_score is None or score > self.progress.best_score
             if better:
                 self.progress.best_score, self.progress.best_step = score, self.progress.step
+                weights = whole(self.learner.state_dict(), keep=self.processes.first)
                 if self.processes.first:
-                    self.checkpoints.save_best(self.progress.step, {"weights": self.learner.state_dict()}, {"figures": figures})
+                    self.checkpoints.save_best(self.progress.step, {"weights": weights}, {"figures": figures})
         log.record({"step": self.progress.step, "event": "validation", "metrics": figures, "best": better})
         self._draw()
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name in self.selection.metrics)
@@ -280,12 +284,14 @@ class Trainer:
         generators = self.processes.gather_objects({name: value.tolist() for name, value in tensors.items()})
         others = self.processes.gather_objects(facts)
         if self.owners is None:
-            moments = optimiser_tensors(self.learner, self.optimiser)
+            moments = whole(optimiser_tensors(self.learner, self.optimiser), keep=self.processes.first)
         else:
             moments = all_moments(self.learner, self.optimiser, self.owners, self.processes)
+        weights = whole(self.learner.state_dict(), keep=self.processes.first)
+        average = whole(self.average.tensors, keep=self.processes.first) if self.average is not None else None
         if self.processes.first:
             parts = {
-                "weights": self.learner.state_dict(),
+                "weights": weights,
                 "optimiser": moments,
                 "random": {
                     f"{rank}/{name}": torch.tensor(value, dtype=tensors[name].dtype)
@@ -293,16 +299,19 @@ class Trainer:
                     for name, value in states.items()
                 },
             }
-            if self.average is not None:
-                parts["average"] = self.average.tensors
+            if average is not None:
+                parts["average"] = average
             self.checkpoints.save(self.progress.step, parts, {"progress": vars(self.progress), "random": others})
         self.processes.wait()
 
     def _restore(self, found: Checkpoint) -> None:
-        self.learner.load_state_dict(found.parts["weights"])
-        restore_optimiser(self.learner, self.optimiser, found.parts["optimiser"], only=self.mine)
+        held = self.learner.state_dict()
+        self.learner.load_state_dict(cut_like(found.parts["weights"], held))
+        shapes = {f"{name}/{moment}": p for name, p in self.learner.named_parameters() for moment in ("exp_avg", "exp_avg_sq")}
+        restore_optimiser(self.learner, self.optimiser, cut_like(found.parts["optimiser"], shapes), only=self.mine)
         if self.average is not None:
-            self.average.tensors = {name: value.to(self.processes.device) for name, value in found.parts["average"].items()}
+            average = {name: value.to(self.processes.device) for name, value in found.parts["average"].items()}
+            self.average.tensors = cut_like(average, held)
         self.progress = Progress(**found.facts["progress"])
         rank = self.processes.rank
         if rank < len(found.facts["random"]):

@@ -90,8 +90,8 @@ class LoopSettings(Settings):
     part in, one after the other. cached_gradients: the pieces then count as one batch, for contrast too (two passes).
     inexact_contrast: allow pieces without cached gradients, so that contrast sees only the negatives of a piece.
     precision: "bf16" autocast (losses stay float32) or "fp32". recompute_activations: less memory for more time.
-    parallel: how several processes share the work: "ddp" (each holds everything) or "sharded" (each holds the optimiser's
-    state of its share of the parameters; the weights come out the same).
+    parallel: how several processes share the work: "ddp" (each holds everything), "sharded" (each holds the optimiser's
+    state of its share of the parameters; the weights come out the same) or "fsdp" (weights and gradients are divided too).
     readers: threads that load ahead. save_every, validate_every, log_every: in steps. skips_in_a_row: non-finite steps
     before the run stops. quarantine_share: share of the studies that may be unusable before the run stops.
     """
@@ -116,7 +116,7 @@ class LoopSettings(Settings):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.batch % self.micro_batches == 0, "micro_batches", f"a divisor of batch ({self.batch})")
         self.require(self.precision in ("bf16", "fp32"), "precision", '"bf16" or "fp32"')
-        self.require(self.parallel in ("ddp", "sharded"), "parallel", '"ddp" or "sharded"')
+        self.require(self.parallel in ("ddp", "sharded", "fsdp"), "parallel", '"ddp", "sharded" or "fsdp"')
         self.require(0 <= self.quarantine_share <= 1, "quarantine_share", "0 to 1")
         many = self.micro_batches > 1
         self.require(many or not self.cached_gradients, "cached_gradients", "micro_batches of 2 or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from VelvetMedLib.models.config import Settings
@@ -27,6 +27,10 @@ VISION: dict[str, SwinConfig] = {
 }
 """Vision encoders by the suffix of the published configurations; "tiny" for two CPU cores, "lean" the same without attention at the
 first and dearest resolution, "micro" for tests."""
+VISION |= {f"{name}-monai": replace(size, legacy_relative_index=True) for name, size in VISION.items()} | {
+    f"{name}-legacy": replace(size, legacy_relative_index=True, legacy_merging=True) for name, size in VISION.items()
+}
+"""The same to start from MONAI's weights: "-monai" reads shrunk windows as MONAI does, "-legacy" also merges as before January 2025."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,11 @@ class TextSize(Settings):
 TEXT: dict[str, TextSize] = {
     "Bt": TextSize(width=768, heads=12, ffn=3072, text_layers=12, fusion_layers=6),
     "St": TextSize(width=768, heads=12, ffn=3072, text_layers=6, fusion_layers=6),
+    "MLt": TextSize(width=384, heads=12, ffn=1536, text_layers=6, fusion_layers=2),
     "tiny": TextSize(width=192, heads=4, ffn=512, text_layers=3, fusion_layers=1),
     "micro": TextSize(width=32, heads=2, ffn=64, text_layers=1, fusion_layers=1),
 }
-"""Text encoders by the suffix of the published configurations. Bt, St: 12 and 6 text layers, 6 fusion layers."""
+"""Text encoders by the suffix of the published configurations. Bt, St: 12 and 6 text layers, 6 fusion layers. MLt: as MiniLM."""
 
 ITC: dict[str, tuple[Level, ...]] = {
     "none": (),

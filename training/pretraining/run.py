@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pretraining.cohort import load_manifest, load_tokenizer, prepared
 from pretraining.export import export
+from pretraining.start import Start, read_start
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
 from VelvetMedLib.engine.learner import Learner
@@ -36,7 +37,10 @@ COMPANION_SEED = 0x5CA9
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the line says beside the recipe. steps: optimiser steps of the whole run. workers: processes that prepare data."""
+    """What the line says beside the recipe. steps: optimiser steps of the whole run. workers: processes that prepare data.
+
+    text_from, vision_from: folders of converted weights to begin with.
+    """
 
     run: Path
     steps: int
@@ -45,6 +49,8 @@ class Options:
     manifest: Path | None = None
     store: Path | None = None
     tokenizer: Path | None = None
+    text_from: Path | None = None
+    vision_from: Path | None = None
     device: str | None = None
     workers: int = 1
     name: str = "velvet"
@@ -152,9 +158,11 @@ def companion_sampler(data: Data, recipe: Recipe, processes: Processes, seed: in
     return StepSampler(names, wanted, seed ^ COMPANION_SEED)
 
 
-def definition(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
+def definition(recipe: Recipe, options: Options, data: Data, begun: Start) -> dict[str, Any]:
     """What makes two calls the same run."""
+    started = {"started_from": begun.facts()} if begun.named() else {}
     return {
+        **started,
         "recipe": recipe.to_dict(),
         "key": recipe.key,
         "seed": options.seed,
@@ -174,6 +182,9 @@ def pretrain(
             expected="at least one study for each",
             next_step="Make loop.batch larger, or start fewer processes.",
         )
+    begun = read_start(options.text_from, options.vision_from)
+    begun.check(recipe)
+    options = replace(options, tokenizer=begun.tokenizer_file(options.text_from, options.tokenizer))
     folder = RunFolder(options.run, lock=processes.first)
     try:
         data = open_data(recipe, options, processes)
@@ -184,9 +195,10 @@ def pretrain(
                 expected="studies with split 'train'",
                 next_step="Look at the manifest and at quarantine.jsonl in the run folder.",
             )
-        resumed = folder.check(definition(recipe, options, data)) if processes.first else False
+        resumed = folder.check(definition(recipe, options, data, begun)) if processes.first else False
         processes.wait()
         learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
+        begun.load(learner.model, data.tokenizer, data.tokenizer_json, recipe)
         sampler = StepSampler([entry.study.study for entry in data.learnt_from(recipe)], recipe.loop.batch, options.seed)
         maker = batch_maker(data, "train", recipe, learner.made, options.seed)
         along = companion_sampler(data, recipe, processes, options.seed)
@@ -228,7 +240,7 @@ def pretrain(
         )
         code = trainer.run()
         if code == 0 and processes.first and options.bundle:
-            _finish(learner, trainer, data, options)
+            _finish(recipe, data, options, begun)
         processes.wait()
         return code
     finally:
@@ -251,21 +263,24 @@ def _introduce(recipe: Recipe, data: Data, validates: bool) -> None:
         )
 
 
-def _finish(learner: Learner, trainer: Trainer, data: Data, options: Options) -> None:
+def _finish(recipe: Recipe, data: Data, options: Options, begun: Start) -> None:
     """The best weights, or the last ones where nothing was validated, as a bundle in the run folder."""
+    # A new learner: the trained one's weights may be shared out among processes.
+    learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
     best = Checkpoints(options.run).load_best()
     results: dict[str, Any] = {"steps": options.steps, "step": options.steps, "seed": options.seed, "gallery": len(data.split("val"))}
     if best is not None:
         learner.load_state_dict(best.parts["weights"])
         results |= {"step": best.step, "validation": {k: round(v, 4) for k, v in best.facts["figures"].items()}}
-    elif trainer.average is not None:
-        learner.load_state_dict(trainer.average.tensors)
+    elif (last := Checkpoints(options.run).load()) is not None:
+        learner.load_state_dict(last.parts.get("average", last.parts["weights"]))
+    unstated = "Synthetic cases made by this project's generator." if options.cohort else "Not stated."
     export(
         options.run / "bundle",
         learner,
         data.tokenizer_json,
         name=options.name,
-        training_data=options.training_data or ("Synthetic cases made by this project's generator." if options.cohort else "Not stated."),
+        training_data=" ".join(filter(None, (options.training_data or unstated, begun.statement()))),
         licence=options.licence or "Not stated.",
         results=results,
     )
