@@ -21,9 +21,10 @@ PIP := PYTHONWARNINGS=ignore $(PY) -m pip --disable-pip-version-check --no-input
 KEY := $(shell { cat pyproject.toml; echo '$(TORCH) $(TORCH_INDEX)'; } | cksum | tr ' ' '-')
 RUNTIME := $(VENV)/.stamp-runtime-$(KEY)
 DEV := $(VENV)/.stamp-dev-$(KEY)
+ORACLES := $(VENV)/.stamp-oracles-$(KEY)
 NIIVUE := $(VENV)/share/velvetmed/niivue.umd.js
 
-.PHONY: help setup setup-dev niivue system-packages demo test test-all lint bench screenshots cmake-lists catalogue clean
+.PHONY: help setup setup-dev oracles niivue system-packages demo test test-all lint bench screenshots cmake-lists catalogue clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -46,6 +47,14 @@ $(DEV): $(RUNTIME)
 	@$(PIP) install -e ".[review,export,train,dev]"
 	@rm -f $(VENV)/.stamp-dev-*
 	@touch $@
+
+# Public packages to compare with, which want other packages by the dozen: only for the long tests, and never a reason to change torch.
+# Without them (no network, no wheel for this Python) the tests that need them are skipped with the reason.
+$(ORACLES): $(DEV)
+	@echo "Installing public packages to compare with ..."
+	@$(PY) -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > $(VENV)/torch-as-it-is.txt
+	@$(PIP) install -c $(VENV)/torch-as-it-is.txt -e ".[colipri]" && { rm -f $(VENV)/.stamp-oracles-*; touch $@; } \
+		|| echo "The package colipri could not be installed: its parity tests will be skipped."
 
 $(NIIVUE): VelvetMedLib/exports/niivue.py | $(PY)
 	@$(PY) -m VelvetMedLib.exports.niivue || echo "Without the viewer the review pages show still pictures."
@@ -73,14 +82,16 @@ demo: setup ## sample scan in, reviewed case out; prints the page to open
 test: setup-dev system-packages ## the tests that take minutes
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: setup-dev system-packages ## all tests, the long ones too
+oracles: $(ORACLES) ## public packages that long tests and benchmarks compare with
+
+test-all: setup-dev oracles system-packages ## all tests, the long ones too
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: setup-dev ## ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-bench: setup-dev ## side-by-side measurements
+bench: setup-dev oracles ## side-by-side measurements
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
 
 screenshots: setup-dev system-packages ## pictures of the Slicer module into OUT=folder

@@ -24,6 +24,8 @@ NETWORK = {
     "websockets",
 }
 CONVERTER = ROOT / "training" / "convert_weights.py"
+DOWNLOADER = ROOT / "VelvetMedLib" / "bundle" / "download.py"
+"""The one file that may open a connection, for a model that the user has asked for and agreed to."""
 
 
 def _calls(path: Path) -> list[tuple[str, ast.Call]]:
@@ -79,9 +81,22 @@ def test_the_library_and_the_module_open_no_socket():
         f"{path.name}:{found.line} {found.name}"
         for path in python_files(*PRODUCT)
         for found in imports_of(path)
-        if found.top in NETWORK or found.name in NETWORK
+        if (found.top in NETWORK or found.name in NETWORK) and path != DOWNLOADER
     ]
     assert not broken
+
+
+def test_only_the_command_that_adds_a_model_reaches_the_downloader():
+    """download <- bundle.published <- cli: neither Slicer's process nor the worker can come near it."""
+    users = {"VelvetMedLib.bundle.download": {"published.py"}, "VelvetMedLib.bundle.published": {"models.py"}}
+    for module, allowed in users.items():
+        leaf = module.rsplit(".", 1)[-1]
+        found = {
+            path.name
+            for path in python_files(*PRODUCT)
+            if any(f"import {leaf}" in line or module in line for line in path.read_text(encoding="utf-8").splitlines() if "import" in line)
+        }
+        assert found == allowed, f"{module} is used by {sorted(found)}"
 
 
 def test_module_files_do_no_work_when_they_are_imported():

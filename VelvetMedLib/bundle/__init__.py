@@ -4,12 +4,14 @@ from VelvetMedLib.bundle.catalogue import DEFAULT_BUNDLE, Entry, add_bundle, cat
 from VelvetMedLib.bundle.config import (
     BundleConfig,
     Calibration,
+    CropViewConfig,
     FileEntry,
     FindingEntry,
     FineViewConfig,
     GlobalViewConfig,
     LesionEntry,
     ViewsConfig,
+    ZeroShotConfig,
 )
 from VelvetMedLib.bundle.store import Bundle, load_bundle, read_config, save_bundle, verify_bundle
 
@@ -18,6 +20,7 @@ __all__ = [
     "Bundle",
     "BundleConfig",
     "Calibration",
+    "CropViewConfig",
     "Entry",
     "FileEntry",
     "FindingEntry",
@@ -25,6 +28,7 @@ __all__ = [
     "GlobalViewConfig",
     "LesionEntry",
     "ViewsConfig",
+    "ZeroShotConfig",
     "add_bundle",
     "catalogue",
     "load_bundle",

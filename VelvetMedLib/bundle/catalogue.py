@@ -92,7 +92,8 @@ def catalogue() -> tuple[Entry, ...]:
     return tuple(found.values())
 
 
-def _entry(name: str) -> Entry:
+def entry_of(name: str) -> Entry:
+    """The bundle of this name. Raises BundleError that lists those there are."""
     entries = catalogue()
     for entry in entries:
         if entry.name == name:
@@ -111,8 +112,8 @@ def locate(path_or_name: Path | str) -> Path:
     if isinstance(path_or_name, Path) or not plain_name(text):
         return Path(path_or_name)
     if any(e.name == text for e in catalogue()):
-        return _entry(text).folder
-    return Path(text) if (Path(text) / CONFIG_FILE).is_file() else _entry(text).folder
+        return entry_of(text).folder
+    return Path(text) if (Path(text) / CONFIG_FILE).is_file() else entry_of(text).folder
 
 
 def model_card(name: str) -> str:
@@ -159,12 +160,12 @@ def add_bundle(source: Path | str) -> Entry:
                 next_step="Ask its maker for another id, or use it by its folder.",
             )
         put_folder(staged, home / config.id)
-    return _entry(config.id)
+    return entry_of(config.id)
 
 
 def remove_bundle(name: str) -> int:
     """Delete an added bundle; returns the bytes freed. A shipped one cannot be removed."""
-    entry = _entry(name)
+    entry = entry_of(name)
     if entry.origin == "shipped":
         raise refuse(
             f"The bundle {name!r} belongs to VelvetMed and stays.",

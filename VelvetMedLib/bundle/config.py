@@ -19,7 +19,11 @@ TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "MODEL_CARD.md"
 CONFIG_FILE = "bundle.json"
 LEVELS = ("report", "sentence", "word")
-REQUIRED_FILES = (WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
+VELVET, COLIPRI = "velvet", "colipri"
+FAMILIES: Mapping[str, tuple[str, ...]] = {VELVET: ("global", "fine"), COLIPRI: ("crop",)}
+"""The kinds of models that this version builds, and the views without which each cannot look at a scan."""
+ORIENTATIONS = ("RAS", "SAR")
+SCORES = ("pair_softmax", "sigmoid_difference", "template_mean")
 # Keys by which other model formats name classes or code to import; data that asks for code is refused, not ignored.
 CODE_KEYS = frozenset({"_target_", "_partial_", "_call_", "auto_map", "trust_remote_code", "__class__", "py/object", "_requires_"})
 _NEXT = "Use an undamaged copy of the bundle, or one made for this version of VelvetMed."
@@ -60,11 +64,43 @@ class FineViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropViewConfig:
+    """A cube of windows * window_voxels a side around the scan's middle, read by the encoder one window at a time.
+
+    orientation: which body axes the tensor's three axes are. COLIPRI's package used both; which one its weights were trained with
+    is not known.
+    """
+
+    spacing_mm: float = 2.0
+    window_voxels: int = 192
+    windows: int = 1
+    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    orientation: str = "RAS"
+
+    def __post_init__(self) -> None:
+        _check(0.2 <= self.spacing_mm <= 20, "views.crop.spacing_mm", self.spacing_mm, "0.2 to 20 mm")
+        _check(0 < self.window_voxels <= 1024, "views.crop.window_voxels", self.window_voxels, "1 to 1024 voxels")
+        _check(1 <= self.windows <= 8, "views.crop.windows", self.windows, "1 to 8 windows a side")
+        _check_window("views.crop.hu_window", self.hu_window)
+        _check(self.orientation in ORIENTATIONS, "views.crop.orientation", self.orientation, " or ".join(ORIENTATIONS))
+
+    @property
+    def shape_voxels(self) -> IntTriple:
+        side = self.windows * self.window_voxels
+        return (side, side, side)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """Preprocessing of every view the model was trained on."""
+    """Preprocessing of every view the model was trained on; what its family does not use stays out of bundle.json.
+
+    crop: the one view of a COLIPRI model; windowed: the published evaluation's finer one, where the bundle offers it.
+    """
 
     global_: GlobalViewConfig = field(default_factory=GlobalViewConfig)
     fine: FineViewConfig = field(default_factory=FineViewConfig)
+    crop: CropViewConfig | None = None
+    windowed: CropViewConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +148,22 @@ class FindingEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """How findings are told without a trained head, from opposite prompts (`tasks.zero_shot`).
+
+    prompts: version of the prompt file. variant: name of the score. calibrated: whether the findings' calibration and thresholds
+    were measured on labelled scans; until then no finding is called present or absent.
+    """
+
+    prompts: str = "1"
+    variant: str = "pair_softmax"
+    calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.variant in SCORES, "zero_shot.variant", self.variant, ", ".join(SCORES))
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """What a file of the bundle must be."""
 
@@ -125,7 +177,8 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """bundle.json. architecture: the dictionary form of `models.velvet.ModelConfig`. results: measured figures, free form.
+    """bundle.json. family: which networks `architecture` describes ("velvet": `models.velvet.ModelConfig`, "colipri":
+    `models.colipri.ColipriConfig`), in dictionary form. results: measured figures and provenance, free form.
 
     aligned_levels: the levels at which image and text were trained to agree; what is not named here has untrained
     projections, and no task may read meaning into them.
@@ -146,18 +199,35 @@ class BundleConfig:
     results: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    family: str = VELVET
+    zero_shot: ZeroShotConfig | None = None
 
     def __post_init__(self) -> None:
         table = ontology()
+        _check(self.family in FAMILIES, "family", self.family, " or ".join(FAMILIES))
+        segments = self.family == VELVET
+        if not segments:
+            _check(self.views.crop is not None, "views.crop", "nothing", "the view of this family")
+            _check(self.zero_shot is not None, "zero_shot", "nothing", "how this family tells findings")
         _check(set(self.aligned_levels) <= set(LEVELS), "aligned_levels", self.aligned_levels, "among " + ", ".join(LEVELS))
         _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id) is not None, "id", self.id, "letters, digits, '.', '_' and '-'")
         for name in ("version", "licence", "training_data", "intended_use"):
             _check(bool(getattr(self, name).strip()), name, getattr(self, name), "a statement, not an empty text")
-        _check_names("structures", self.structures, tuple(s.name for s in table.structures))
-        _check_names("lesions", [x.name for x in self.lesions], tuple(x.name for x in table.lesions))
+        _check_names("structures", self.structures, tuple(s.name for s in table.structures) if segments else ())
+        _check_names("lesions", [x.name for x in self.lesions], tuple(x.name for x in table.lesions) if segments else ())
         _check_names("findings", [f.name for f in self.findings], table.finding_names)
         for name in self.files:
             _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None, "files", name, "plain file names")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model has a text half: COLIPRI's image half can stand alone."""
+        return self.family == VELVET or self.architecture.get("text") is not None
+
+    @property
+    def required_files(self) -> tuple[str, ...]:
+        """Files that a bundle of this kind must hold beside bundle.json."""
+        return (WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE) if self.reads_text else (WEIGHTS_FILE, CARD_FILE)
 
     @property
     def lesion_thresholds(self) -> tuple[float, ...]:
@@ -174,7 +244,13 @@ class BundleConfig:
         """The text of bundle.json; inverse of `parse`."""
         data = asdict(self)
         views = data.pop("views")
-        data["views"] = {"global": views["global_"], "fine": views["fine"]}
+        data["views"] = {name.rstrip("_"): view for name, view in views.items() if view is not None}
+        if self.family == VELVET:
+            del data["family"]  # older versions of this program know no other family
+        else:
+            data["views"] = {name: view for name, view in data["views"].items() if name in ("crop", "windowed")}
+        if self.zero_shot is None:
+            del data["zero_shot"]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
 
 
@@ -195,13 +271,29 @@ def parse(text: str) -> BundleConfig:
             next_step="Update VelvetMed, or use a bundle made for this version.",
         )
     _refuse_code(data, "")
+    family, views = data.get("family", VELVET), data.get("views")
+    if family not in FAMILIES:
+        raise refuse(
+            "The bundle is of a kind that this VelvetMed does not know.", found=f"family = {family!r}", expected=" or ".join(FAMILIES)
+        )
+    if isinstance(views, dict) and (missing := [name for name in FAMILIES[family] if name not in views]):
+        raise refuse("bundle.json lacks a key.", found=", ".join(f"views: no {n}" for n in missing), expected=", ".join(FAMILIES[family]))
     return _build(BundleConfig, data, "")
 
 
+_OPTIONAL = {
+    (BundleConfig, "family"),
+    (BundleConfig, "zero_shot"),
+    *((ViewsConfig, name) for name in ("global", "fine", "crop", "windowed")),
+}
+"""Keys that not every family has, or that bundles of older versions lack; `parse` asks for the views that a family needs."""
 _NESTED: dict[tuple[type, str], type] = {
     (BundleConfig, "views"): ViewsConfig,
+    (BundleConfig, "zero_shot"): ZeroShotConfig,
     (ViewsConfig, "global_"): GlobalViewConfig,
     (ViewsConfig, "fine"): FineViewConfig,
+    (ViewsConfig, "crop"): CropViewConfig,
+    (ViewsConfig, "windowed"): CropViewConfig,
     (FindingEntry, "calibration"): Calibration,
 }
 _LISTS: dict[tuple[type, str], type] = {(BundleConfig, "lesions"): LesionEntry, (BundleConfig, "findings"): FindingEntry}
@@ -221,7 +313,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
             found=", ".join(f"{place}: {k}" for k in unknown),
             expected="only " + ", ".join(known),
         )
-    missing = sorted(set(known) - set(data))
+    missing = sorted(key for key in set(known) - set(data) if (kind, key) not in _OPTIONAL)
     if missing:
         raise refuse("bundle.json lacks a key.", found=", ".join(f"{place}: no {k}" for k in missing), expected=", ".join(known))
     values: dict[str, Any] = {}

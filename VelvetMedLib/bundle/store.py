@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from VelvetMedLib.bundle.config import (
     CARD_FILE,
+    COLIPRI,
     CONFIG_FILE,
-    REQUIRED_FILES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     BundleConfig,
@@ -28,8 +28,7 @@ from VelvetMedLib.bundle.config import (
 from VelvetMedLib.errors import VelvetMedError
 
 if TYPE_CHECKING:
-    from VelvetMedLib.models.text import ReportTokenizer
-    from VelvetMedLib.models.velvet import VelvetModel
+    from torch import nn
 
 PICKLED_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".joblib")
 MOST_CONFIG_BYTES = 4 << 20
@@ -39,11 +38,15 @@ _FLOATS = {"F16", "BF16", "F32"}
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified model in memory, in eval mode, float32. sha256 covers bundle.json and, through it, every file."""
+    """A verified model in memory, in eval mode, float32. sha256 covers bundle.json and, through it, every file.
+
+    model, tokenizer: a `VelvetModel` with its `ReportTokenizer`; or, where config.family is "colipri", a `ColipriModel` with its
+    `BertTokenizer` (None for an image half alone).
+    """
 
     config: BundleConfig
-    model: VelvetModel
-    tokenizer: ReportTokenizer
+    model: Any
+    tokenizer: Any
     sha256: str
     device: str = "cpu"
 
@@ -94,11 +97,12 @@ def _check_files(folder: Path, config: BundleConfig) -> None:
             next_step="Convert pickled weights once with training/convert_weights.py on a machine where you trust them.",
         )
     listed = set(config.files)
-    if missing := sorted((set(REQUIRED_FILES) | listed) - names):
+    required = set(config.required_files)
+    if missing := sorted((required | listed) - names):
         raise refuse(
             "A file of the bundle is missing.",
             found="no " + ", no ".join(missing),
-            expected=", ".join(sorted(listed | set(REQUIRED_FILES))),
+            expected=", ".join(sorted(listed | required)),
         )
     if extra := sorted(names - listed):
         raise refuse(
@@ -143,15 +147,46 @@ def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (dtype, shape) for name, (dtype, shape, _) in entries.items()}
 
 
-def _empty_model(config: BundleConfig) -> VelvetModel:
+def _settings(config: BundleConfig) -> Any:
+    """The architecture settings of the family's own class, from a fixed table: no bundle names a class."""
+    if config.family == COLIPRI:
+        from VelvetMedLib.models.colipri import ColipriConfig
+
+        return ColipriConfig.from_dict(config.architecture)
+    from VelvetMedLib.models.velvet import ModelConfig
+
+    return ModelConfig.from_dict(config.architecture)
+
+
+def _build(config: BundleConfig) -> nn.Module:
+    """The family's network, random."""
+    if config.family == COLIPRI:
+        from VelvetMedLib.models.colipri import ColipriModel
+
+        return ColipriModel(_settings(config))
+    from VelvetMedLib.models.velvet import VelvetModel
+
+    return VelvetModel(_settings(config))
+
+
+def _tokenizer(config: BundleConfig, path: Path) -> Any:
+    if not config.reads_text:
+        return None
+    if config.family == COLIPRI:
+        from VelvetMedLib.models.bert import BertTokenizer
+
+        return BertTokenizer(path.read_text(encoding="utf-8"), positions=_settings(config).text.positions)
+    from VelvetMedLib.models.text import ReportTokenizer
+
+    return ReportTokenizer(path)
+
+
+def _empty_model(config: BundleConfig) -> nn.Module:
     import torch
 
-    from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
-
     try:
-        settings = ModelConfig.from_dict(config.architecture)
         with torch.device("meta"):
-            return VelvetModel(settings)
+            return _build(config)
     except VelvetMedError as error:
         raise refuse(f"The bundle's architecture cannot be built: {error.what}", found=error.found, expected=error.expected) from None
     except (TypeError, ValueError, KeyError) as error:
@@ -201,8 +236,6 @@ def load_bundle(path_or_name: Path | str = "demo", *, device: str = "cpu") -> Bu
     from safetensors.torch import load_file
 
     from VelvetMedLib.bundle.catalogue import locate
-    from VelvetMedLib.models.text import ReportTokenizer
-    from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
 
     folder = locate(path_or_name)
     config = verify_bundle(folder)
@@ -210,19 +243,20 @@ def load_bundle(path_or_name: Path | str = "demo", *, device: str = "cpu") -> Bu
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in load_file(str(folder / WEIGHTS_FILE)).items()}
     with torch.random.fork_rng(devices=[]):
         # Built on the CPU, not on "meta": buffers that are computed and not stored must be computed.
-        model = VelvetModel(ModelConfig.from_dict(config.architecture))
+        model = _build(config)
     model.load_state_dict(tensors, strict=True)
     model.requires_grad_(False)
-    tokenizer = ReportTokenizer(folder / TOKENIZER_FILE)
+    tokenizer = _tokenizer(config, folder / TOKENIZER_FILE)
     return Bundle(config, model.to(device).eval(), tokenizer, digest, device)
 
 
 def save_bundle(
-    folder: Path | str, config: BundleConfig, model: VelvetModel, tokenizer_json: Path | str, card: str, *, half: bool = True
+    folder: Path | str, config: BundleConfig, model: nn.Module, tokenizer_json: Path | str | None, card: str, *, half: bool = True
 ) -> BundleConfig:
     """Write a bundle, all or nothing; `files` of the config is filled in. An existing bundle in `folder` is replaced.
 
-    half: store floats as fp16 (a tensor that would overflow stays fp32). tokenizer_json: a path, or the JSON text itself.
+    half: store floats as fp16 (a tensor that would overflow stays fp32). tokenizer_json: a path, or the JSON text itself; None for
+    a model that reads no text.
     """
     import torch
     from safetensors.torch import save_file
@@ -231,7 +265,7 @@ def save_bundle(
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = (
         tokenizer_json
-        if isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{")
+        if tokenizer_json is None or (isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{"))
         else Path(tokenizer_json).read_text("utf-8")
     )
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as temporary:
@@ -244,10 +278,11 @@ def save_bundle(
                 stored = stored.half()
             tensors[name] = stored
         save_file(tensors, str(new / WEIGHTS_FILE))
-        (new / TOKENIZER_FILE).write_text(text, encoding="utf-8", newline="\n")
+        if text is not None:
+            (new / TOKENIZER_FILE).write_text(text, encoding="utf-8", newline="\n")
         (new / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
         files: Mapping[str, FileEntry] = {
-            name: FileEntry(sha256=file_sha256(new / name), bytes=(new / name).stat().st_size) for name in REQUIRED_FILES
+            name: FileEntry(sha256=file_sha256(new / name), bytes=(new / name).stat().st_size) for name in config.required_files
         }
         config = replace(config, files=files)
         (new / CONFIG_FILE).write_text(config.to_json() + "\n", encoding="utf-8", newline="\n")

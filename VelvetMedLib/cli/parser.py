@@ -10,6 +10,8 @@ from VelvetMedLib import RESEARCH_USE_ONLY, __version__
 from VelvetMedLib.errors import UsageError
 
 DEFAULT_BUNDLE = "demo"
+VIEWS = ("crop", "windowed")
+ORIENTATIONS = ("RAS", "SAR")
 STYLES = ("structured", "narrative", "terse", "itemised")
 
 
@@ -94,8 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     query.add_argument("--case", type=Path, help="an analysed case to compare with")
     search.add_argument("--count", type=_at_least_one, default=5, help="how many results (default: 5)")
 
-    embed = verb("embed", "write a scan's study and region vectors", scan, model)
+    embed = verb("embed", "write a scan's vectors", scan, model)
     embed.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
+    embed.add_argument(
+        "--view", choices=VIEWS, default=VIEWS[0], help="of a model that takes one crop: which declared view (default: crop)"
+    )
 
     review = verb("review", "write review pages for cases")
     review.add_argument("cases", type=Path, nargs="+", metavar="CASE")
@@ -105,9 +110,16 @@ def build_parser() -> argparse.ArgumentParser:
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     actions.add_parser("list", help="which bundles there are", description="Which bundles there are.", parents=[common])
     add = actions.add_parser(
-        "add", help="add a bundle from a folder or zip", description="Add a bundle from a folder or zip.", parents=[common]
+        "add",
+        help="add a bundle from a folder or zip, or a published model by its name",
+        description="Add a bundle from a folder or zip, or a published model (colipri) from its weights or, after a yes, from its source.",
+        parents=[common],
     )
-    add.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP")
+    add.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP_OR_NAME")
+    add.add_argument("--weights", type=Path, metavar="FILE", help="the published model's .safetensors file, with vocab.txt beside it")
+    add.add_argument("--yes", action="store_true", help="agree to the download that is shown")
+    add.add_argument("--orientation", choices=ORIENTATIONS, default=ORIENTATIONS[0], help="body axes of the tensor's axes (default: RAS)")
+    add.add_argument("--pool-padding", action="store_true", help="pool the text over padding too, as the package did up to 0.1.2")
     remove = actions.add_parser("remove", help="delete an added bundle", description="Delete an added bundle.", parents=[common])
     remove.add_argument("name", metavar="NAME")
     card = actions.add_parser("show", help="print a bundle's model card", description="Print a bundle's model card.", parents=[common])

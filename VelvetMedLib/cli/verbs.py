@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.cli import show
+from VelvetMedLib.cli.models import models
 from VelvetMedLib.errors import UsageError
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
     from VelvetMedLib.ct import Volume
-    from VelvetMedLib.tasks import Grounding
+    from VelvetMedLib.tasks import Encoding, Grounding
 
 
 def run(options: Namespace) -> None:
@@ -214,7 +215,7 @@ def embed(options: Namespace) -> None:
     import numpy as np
 
     from VelvetMedLib import tasks
-    from VelvetMedLib.reports import ontology
+    from VelvetMedLib.tasks.crop import takes_one_crop
 
     if options.out.suffix != ".npz":
         raise UsageError(
@@ -225,26 +226,41 @@ def embed(options: Namespace) -> None:
         )
     volume = _volume(options.volume, options.series)
     bundle = _bundle(options)
+    # A bundle without crops has no windowed view either: the encoder says so.
+    needs = {options.view} if takes_one_crop(bundle) or options.view != "crop" else None
     with show.progress() as progress:
-        encoding = tasks.encode(volume, bundle, progress=progress)
-    reading, fine = encoding.need_reading(), encoding.need_fine()
+        encoding = tasks.encode(volume, bundle, progress=progress, needs=needs)
+    arrays, data, said = _vectors(encoding)
     temporary = options.out.with_name(f".{options.out.name}.part.npz")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        temporary,
-        study=reading.study,
-        regions=reading.region_vectors,
-        region_mask=fine.region_mask,
-        structures=np.array([s.name for s in ontology().structures]),
-        notice=np.array(RESEARCH_USE_ONLY),
-    )
+    np.savez(temporary, **arrays, notice=np.array(RESEARCH_USE_ONLY))
     os.replace(temporary, options.out)
-    data = {"out": str(options.out), "dimension": len(reading.study), "regions": int(fine.region_mask.sum()), "notice": RESEARCH_USE_ONLY}
-    show.result(
-        data,
-        f"A study vector of {len(reading.study)} numbers and {data['regions']} region vectors are in {options.out}",
-        as_json=options.json,
-    )
+    facts = {"out": str(options.out), "precision": encoding.precision, **data, "notice": RESEARCH_USE_ONLY}
+    show.result(facts, f"{said} are in {options.out}", as_json=options.json)
+
+
+def _vectors(encoding: Encoding) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Arrays of the file, facts for --json, and what is said of them."""
+    import numpy as np
+
+    from VelvetMedLib.reports import ontology
+
+    if encoding.crop is not None:
+        crop = encoding.crop
+        # ijk_to_ras takes a cell's place (x, y, z) in `dense` to the middle of its block in mm.
+        arrays = {"embedding": crop.embedding, "dense": crop.dense, "ijk_to_ras": crop.grid.ijk_to_ras, "view": np.array(crop.view)}
+        cells = crop.dense.shape[1:]
+        facts: dict[str, Any] = {"dimension": len(crop.embedding), "cells": list(cells), "view": crop.view}
+        return arrays, facts, f"A vector of {len(crop.embedding)} numbers and one for each of {' x '.join(map(str, cells))} cells"
+    reading, fine = encoding.need_reading(), encoding.need_fine()
+    arrays = {
+        "study": reading.study,
+        "regions": reading.region_vectors,
+        "region_mask": fine.region_mask,
+        "structures": np.array([s.name for s in ontology().structures]),
+    }
+    facts = {"dimension": len(reading.study), "regions": int(fine.region_mask.sum())}
+    return arrays, facts, f"A study vector of {facts['dimension']} numbers and {facts['regions']} region vectors"
 
 
 def review(options: Namespace) -> None:
@@ -253,35 +269,6 @@ def review(options: Namespace) -> None:
     with show.progress() as progress:
         page = write_pages(options.cases, options.out, progress=progress)
     show.result({"index": str(page), "notice": RESEARCH_USE_ONLY}, f"Open {page} in a browser.\n{RESEARCH_USE_ONLY}", as_json=options.json)
-
-
-def models(options: Namespace) -> None:
-    from VelvetMedLib import bundle as bundles
-
-    if options.action == "list":
-        found = bundles.catalogue()
-        lines = [
-            f"{e.name:<20} {e.origin:<8} {e.bytes / 1e6:6.1f} MB  "
-            + (f"cannot be used: {e.problem}" if e.problem or e.config is None else _licence(e.config))
-            for e in found
-        ] or ["No bundle is installed. Add one with 'velvetmed models add FOLDER_OR_ZIP'."]
-        show.result({"bundles": [e.as_dict() for e in found]}, "\n".join(lines), as_json=options.json)
-    elif options.action == "add":
-        entry = bundles.add_bundle(options.source)
-        licence = _licence(entry.config) if entry.config else ""
-        show.result(entry.as_dict(), f"Added bundle {entry.name}: {licence}\n{RESEARCH_USE_ONLY}", as_json=options.json)
-    elif options.action == "remove":
-        freed = bundles.remove_bundle(options.name)
-        show.result(
-            {"removed": options.name, "bytes": freed}, f"Removed {options.name}; {freed / 1e6:.1f} MB are free again.", as_json=options.json
-        )
-    else:
-        card = bundles.model_card(options.name)
-        show.result({"name": options.name, "card": card}, card, as_json=options.json)
-
-
-def _licence(config: Any) -> str:
-    return f"version {config.version}, {config.recipe}, licence {config.licence}"
 
 
 def doctor(options: Namespace) -> None:

@@ -19,6 +19,7 @@ from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, attri
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
+from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels
@@ -34,9 +35,14 @@ PARTS = ("segments", "findings", "report")
 """What an analysis makes unless it is asked for less."""
 STAGES = {
     "prepare": 0.15, "fine": 0.35, "tokens": 0.05, "global": 0.03, "reader": 0.02,
-    "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05,
+    "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05, "crop": 1.0,
 }  # fmt: skip
-"""Expected share of the time of each stage, for the progress bar."""
+"""Expected share of the time of each stage, for the progress bar; a crop stands in the place of fine, tokens, global and reader."""
+WITHOUT = {
+    "segments": "The model in use has no trained heads: it makes no segments, and nothing is measured.",
+    "report": "The model in use has no writer: it makes no draft report.",
+}
+"""Said in the Case where the bundle's model cannot make a part that was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +88,8 @@ def run_analysis(
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts of an analysis: {sorted(unknown)}")
     run = run or Run(None, None, STAGES)
+    missing = sorted({"segments", "report"} & set(parts)) if takes_one_crop(bundle) else []
+    parts = set(parts) - set(missing)
     encoding = encode(volume, bundle, run=run)
     with run.stage("findings"):
         findings = find(encoding, bundle)
@@ -106,7 +114,7 @@ def run_analysis(
         findings=findings if draft is not None or "findings" in parts else (),
         report=draft.report if draft is not None else None,
         timings=dict(run.timings),
-        warnings=tuple(volume.warnings),
+        warnings=(*volume.warnings, *(WITHOUT[part] for part in missing)),
         run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}} | _attribution(volume),
     )
     return Analysis(case, labels, encoding)

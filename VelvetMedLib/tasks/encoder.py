@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.bundle.config import refuse
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.shapes import IntTriple
+from VelvetMedLib.tasks.crop import CROP, WINDOWED, encode_crop, need_heads, takes_one_crop
 from VelvetMedLib.tasks.encoding import LEAST_LESION_BYTE, Encoding, FinePart, GlobalPart, Reading, fine_maps
 from VelvetMedLib.tasks.organs import tidy_organs
 from VelvetMedLib.tasks.precision import choose_precision
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
 NEEDS = frozenset({"fine", "global", "reader"})
+"""Parts of an encoding for an analysis."""
+CROP_NEEDS = frozenset({CROP})
+"""Parts for a model that takes one cube of the scan; "windowed" instead of "crop" where the bundle declares it."""
 STRIDE = 16
 FULL_PRECISION_VOXELS = 2_000_000
 """Larger grids accumulate their tiles in half precision: a quarter of a gigabyte instead of half of one per two million cells."""
+STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.05, "crop": 2.0}
+"""Expected share of the time of each stage; a crop has no other stage than its preparation."""
 _KEPT_ENCODINGS = 2
 _cache: OrderedDict[tuple[str, str], Encoding] = OrderedDict()
 _lock = threading.Lock()
@@ -42,31 +48,45 @@ def encode(
     *,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
-    needs: Iterable[str] = NEEDS,
+    needs: Iterable[str] | None = None,
     run: Run | None = None,
 ) -> Encoding:
-    """The Encoding of a volume with at least the parts in `needs` ("fine", "global", "reader").
+    """The Encoding of a volume with at least the parts in `needs` ("fine", "global", "reader"; "crop" or "windowed" for a model
+    that takes one crop). Without `needs`: all that the bundle's model has, one view of a crop.
 
     What was computed before for the same volume and bundle is taken from memory, part by part; the last two encodings
     are kept. Raises BundleError if the bundle lacks a network that is needed, Cancelled between tiles.
     """
-    wanted = _with_their_own_needs(needs)
-    run = run or Run(progress, cancel, {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.05})
-    key = (volume.sha256(), bundle.encoding_key)
+    one_crop = takes_one_crop(bundle)
+    wanted = _with_their_own_needs((CROP_NEEDS if one_crop else NEEDS) if needs is None else needs)
+    if wanted & NEEDS:
+        need_heads(bundle, "the parts of an analysis")
+    run = run or Run(progress, cancel, STAGES)
+    # One view of a crop is one encoding: the windowed one is another, of the same scan and weights.
+    key = (volume.sha256(), bundle.encoding_key + ("" if WINDOWED not in wanted else f" {WINDOWED}"))
     with _lock:
         known = _cache.get(key)
     encoding = known or Encoding(
-        volume_sha256=key[0], encoding_key=key[1], weights_sha256=bundle.weights_sha256, scan_grid=volume.grid, run={}
+        volume_sha256=key[0], encoding_key=bundle.encoding_key, weights_sha256=bundle.weights_sha256, scan_grid=volume.grid, run={}
     )
     missing = {part for part, value in _parts(encoding).items() if part in wanted and value is None}
+    if missing & {CROP, WINDOWED}:
+        view = next(iter(missing))
+        crop, precision = encode_crop(volume, bundle, run, view)
+        encoding, missing = replace(encoding, crop=crop, precision=precision), set()
+        _remember(key, encoding)
     if missing:
         encoding = _encode_missing(encoding, missing, volume, bundle, run)
-        with _lock:
-            _cache[key] = encoding
-            _cache.move_to_end(key)
-            while len(_cache) > _KEPT_ENCODINGS:
-                _cache.popitem(last=False)
+        _remember(key, encoding)
     return encoding
+
+
+def _remember(key: tuple[str, str], encoding: Encoding) -> None:
+    with _lock:
+        _cache[key] = encoding
+        _cache.move_to_end(key)
+        while len(_cache) > _KEPT_ENCODINGS:
+            _cache.popitem(last=False)
 
 
 def forget_encodings() -> None:
@@ -76,13 +96,14 @@ def forget_encodings() -> None:
 
 
 def _parts(encoding: Encoding) -> dict[str, Any]:
-    return {"fine": encoding.fine, "global": encoding.global_, "reader": encoding.reading}
+    crop = dict.fromkeys((CROP, WINDOWED), encoding.crop)
+    return {"fine": encoding.fine, "global": encoding.global_, "reader": encoding.reading} | crop
 
 
 def _with_their_own_needs(needs: Iterable[str]) -> set[str]:
     wanted = set(needs)
-    if unknown := wanted - NEEDS:
-        raise ValueError(f"unknown parts of an encoding: {sorted(unknown)}")
+    if (unknown := wanted - NEEDS - {CROP, WINDOWED}) or (len(wanted) > 1 and wanted & {CROP, WINDOWED}):
+        raise ValueError(f"parts that are unknown or that no encoding holds together: {sorted(unknown or wanted)}")
     return wanted | ({"fine", "global"} if "reader" in wanted else set())
 
 

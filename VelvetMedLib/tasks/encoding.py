@@ -74,8 +74,25 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class CropPart:
+    """What a model that takes one cube of the scan sees there. view: "crop" or "windowed", as the bundle declares them.
+
+    embedding [D] and dense [D, gx, gy, gz] (float16): unit vectors in the space of texts, cells in (x, y, z) order. grid: where the
+    cells lie, in the scan's own directions. covered: for each axis (first, end) of the cells that hold any of the scan.
+    picture: uint8 [S, S], for lists.
+    """
+
+    view: str
+    embedding: NDArray[np.float32]
+    dense: NDArray[np.float16]
+    grid: Grid
+    covered: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    picture: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Encoding:
-    """One scan as one bundle sees it. Parts that were not asked for are None.
+    """One scan as one bundle sees it. Parts that were not asked for, or that the bundle's model does not have, are None.
 
     volume_sha256: `Volume.sha256()`. encoding_key: `Bundle.encoding_key` (weights, preprocessing, lesion thresholds).
     scan_grid: the scan's own grid, to which results go back. precision: arithmetic of the pass. run: counts, free form.
@@ -89,6 +106,7 @@ class Encoding:
     global_: GlobalPart | None = None
     fine: FinePart | None = None
     reading: Reading | None = None
+    crop: CropPart | None = None
     run: Mapping[str, Any] = field(default_factory=dict)
 
     def need_global(self) -> GlobalPart:
@@ -99,6 +117,14 @@ class Encoding:
 
     def need_reading(self) -> Reading:
         return self.reading if self.reading is not None else _lacks("reader")
+
+    def need_crop(self) -> CropPart:
+        return self.crop if self.crop is not None else _lacks("crop")
+
+    @property
+    def study_vector(self) -> NDArray[np.float32]:
+        """The unit vector of the whole scan, comparable with those of texts: of the crop, or of the reader."""
+        return self.crop.embedding if self.crop is not None else self.need_reading().study
 
 
 def _lacks(part: str) -> Any:
@@ -115,9 +141,36 @@ def save_encoding(path: Path | str, encoding: Encoding) -> Path:
     from safetensors.numpy import save_file
 
     path = Path(path)
+    tensors, facts = _whole(encoding) if encoding.crop is None else _crop_only(encoding, encoding.crop)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "volume_sha256": encoding.volume_sha256,
+        "encoding_key": encoding.encoding_key,
+        "weights_sha256": encoding.weights_sha256,
+        "precision": encoding.precision,
+        "run": dict(encoding.run),
+        "scan_grid": _grid_json(encoding.scan_grid),
+        **facts,
+    }
+    temporary = path.with_name(f".{path.name}.part")
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, str(temporary), metadata={"velvetmed": json.dumps(facts)})
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def _crop_only(encoding: Encoding, crop: CropPart) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    if encoding.fine is not None or encoding.global_ is not None:
+        raise ValueError("an encoding has a crop or the parts of an analysis, not both")
+    tensors: dict[str, NDArray[Any]] = {"embedding": crop.embedding, "dense": crop.dense, "picture": crop.picture}
+    return tensors, {"crop_view": crop.view, "crop_grid": _grid_json(crop.grid), "crop_covered": [list(axis) for axis in crop.covered]}
+
+
+def _whole(encoding: Encoding) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     seen, fine, reading = encoding.need_global(), encoding.need_fine(), encoding.need_reading()
     where = np.flatnonzero(fine.lesions_cxyz)
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "bottom": seen.bottom,
         "middle": seen.middle,
         "top": seen.top,
@@ -133,26 +186,14 @@ def save_encoding(path: Path | str, encoding: Encoding) -> Path:
         "study": reading.study,
         "region_vectors": reading.region_vectors,
     }
-    facts = {
-        "format_version": FORMAT_VERSION,
-        "volume_sha256": encoding.volume_sha256,
-        "encoding_key": encoding.encoding_key,
-        "weights_sha256": encoding.weights_sha256,
-        "precision": encoding.precision,
-        "run": dict(encoding.run),
-        "scan_grid": _grid_json(encoding.scan_grid),
+    facts: dict[str, Any] = {
         "fine_grid": _grid_json(fine.grid),
         "body_box_ras": [np.asarray(corner).tolist() for corner in fine.body_box_ras],
         "view_spacing_mm": list(seen.view_spacing_mm),
         "view_ijk_to_ras": seen.view_ijk_to_ras.tolist(),
         "lesions": [meta.as_dict() for meta in fine.lesions],
     }
-    temporary = path.with_name(f".{path.name}.part")
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, str(temporary), metadata={"velvetmed": json.dumps(facts)})
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    return path
+    return tensors, facts
 
 
 def load_encoding(path: Path | str) -> Encoding:
@@ -165,7 +206,7 @@ def load_encoding(path: Path | str) -> Encoding:
             version = facts.get("format_version")
             if version == FORMAT_VERSION:
                 t = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                return _assemble(facts, t)
+                return _assemble_crop(facts, t) if "crop_view" in facts else _assemble(facts, t)
     except CaseError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
@@ -175,6 +216,25 @@ def load_encoding(path: Path | str) -> Encoding:
         found=f"format_version = {version!r}",
         expected=f"format_version = {FORMAT_VERSION}",
         next_step="Run 'velvetmed analyze' on the scan again.",
+    )
+
+
+def _assemble_crop(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
+    grid = _grid(facts["crop_grid"])
+    if t["dense"].shape[1:] != grid.shape_kji[::-1] or t["dense"].shape[0] != len(t["embedding"]):
+        raise _damaged("vectors of another shape than their grid")
+    x, y, z = ((int(first), int(end)) for first, end in facts["crop_covered"])
+    crop = CropPart(
+        view=str(facts["crop_view"]), embedding=t["embedding"], dense=t["dense"], grid=grid, covered=(x, y, z), picture=t["picture"]
+    )
+    return Encoding(
+        volume_sha256=facts["volume_sha256"],
+        encoding_key=facts["encoding_key"],
+        weights_sha256=facts["weights_sha256"],
+        scan_grid=_grid(facts["scan_grid"]),
+        precision=facts["precision"],
+        crop=crop,
+        run=facts["run"],
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.bundle.config import FindingEntry, refuse
 from VelvetMedLib.case import CaseFinding
 from VelvetMedLib.reports import Finding, State, ontology
+from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence, Measured
 
@@ -81,7 +82,11 @@ def decide(finding: Finding, state: State, measured: Measured) -> tuple[State, s
 
 
 def find(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ...]:
-    """All findings of the ontology, in its order. Needs the whole encoding."""
+    """All findings of the ontology, in its order. Needs the whole encoding; from prompts where the model has no findings head."""
+    if takes_one_crop(bundle):
+        from VelvetMedLib.tasks.zero_shot import find_by_prompts
+
+        return find_by_prompts(encoding, bundle)
     evidence = Evidence(encoding.need_fine(), bundle.config.lesion_thresholds)
     logits = finding_logits(encoding, bundle)
     return tuple(_find_one(f, bundle.config.finding(f.name), float(z), evidence) for f, z in zip(ontology().findings, logits, strict=True))

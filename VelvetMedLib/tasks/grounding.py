@@ -3,6 +3,7 @@
 A phrase that names a finding with a lesion channel is answered by that channel's probability, on the side or in the lobe
 that the phrase names. Any other phrase is answered by the similarity of its words with the cells of the global view's
 middle level, and with every structure; where the bundle never learnt such similarity, an organ is shown by its segment.
+A model that takes one crop answers every phrase by the similarity of its words with the crop's cells.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from VelvetMedLib.reports.parse import find_findings, parse_sentence
 from VelvetMedLib.reports.questions import parse_question
 from VelvetMedLib.reports.sentences import split_sentences
 from VelvetMedLib.shapes import Triple
-from VelvetMedLib.tasks.encoding import Encoding, GlobalPart
+from VelvetMedLib.tasks.crop import similarity_xyz, takes_one_crop, text_vectors
+from VelvetMedLib.tasks.encoding import CropPart, Encoding, GlobalPart
 from VelvetMedLib.tasks.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def checked_text(text: str) -> list[str]:
 def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
     """Where a phrase is in the scan. Needs the whole encoding; no encoder of images runs."""
     sentences = checked_text(phrase)
+    if takes_one_crop(bundle):
+        return _by_cells(encoding.need_crop(), sentences, bundle, next(iter(find_findings(phrase)), None))
     name = next(iter(find_findings(phrase)), None)
     if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
         return _by_lesions(encoding, name, phrase, bundle)
@@ -84,6 +88,16 @@ def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
             next_step="Name such a finding ('velvetmed models show' lists them), or choose another bundle.",
         )
     return _by_similarity(encoding, sentences, bundle, name, structure)
+
+
+def _by_cells(part: CropPart, sentences: list[str], bundle: Bundle, name: str | None) -> Grounding:
+    """The text against the vector of every cell that holds any of the scan (COLIPRI's dense mode)."""
+    cosine = similarity_xyz(part, text_vectors([" ".join(sentences)], bundle)[0])
+    filled = np.zeros(cosine.shape, bool)
+    filled[tuple(slice(first, end) for first, end in part.covered)] = True
+    low, high = float(cosine[filled].min()), float(cosine[filled].max())
+    heat = np.where(filled, (cosine - low) / max(high - low, 1e-6), 0.0).transpose(2, 1, 0).astype(np.float32)
+    return _peaked(heat, part.grid, high, "similarity", name)
 
 
 def _by_lesions(encoding: Encoding, name: str, phrase: str, bundle: Bundle) -> Grounding:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
 SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr")
-STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.03, "reader": 0.02}
+STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.03, "reader": 0.02, "crop": 2.0}
 """Share of the time of one scan."""
 REPORT_ENDINGS = (".txt", ".md")
 REPORT_IN_FOLDER = "report.txt"
@@ -113,12 +113,12 @@ def item_of(path: Path, place: int, bundle: Bundle, run: Run) -> Item:
     return Item(
         id=name,
         volume_sha256=volume,
-        study=encoding.need_reading().study,
+        study=encoding.study_vector,
         present=tuple(f.name for f in findings if f.state == "present") if reported is None else reported,
         text=text_or_none,
         source="model" if reported is None else "report",
-        thumbnail=thumbnail(encoding.need_fine(), at),
-        centers=organ_centers(encoding),
+        thumbnail=thumbnail(encoding.need_fine(), at) if encoding.crop is None else encoding.crop.picture,
+        centers=organ_centers(encoding) if encoding.crop is None else {},
         place=str(path.resolve()),
     )
 
@@ -194,4 +194,4 @@ def search(
         encoding = encode(volume, bundle, run=run)
         present = [f.name for f in find(encoding, bundle) if f.state == "present"]
     own = exclude_sha256 or encoding.volume_sha256
-    return opened.by_vector(encoding.need_reading().study, count=count, present=present, exclude_volume=own)
+    return opened.by_vector(encoding.study_vector, count=count, present=present, exclude_volume=own)

@@ -30,6 +30,7 @@ from VelvetMedLib.errors import IndexMismatchError
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.reports.parse import parse_report
 from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.crop import takes_one_crop, text_vectors
 from VelvetMedLib.tasks.grounding import LONGEST_TEXT_TOKENS, checked_text
 from VelvetMedLib.tasks.thumbnails import SIDE
 
@@ -275,6 +276,8 @@ class Index:
 
 def text_vector(sentences: Sequence[str], bundle: Bundle) -> NDArray[np.float32]:
     """Report-level unit vector of a text, comparable with study vectors."""
+    if takes_one_crop(bundle):
+        return text_vectors([" ".join(sentences)], bundle)[0]
     import torch
 
     with torch.inference_mode():

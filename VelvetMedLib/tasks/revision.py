@@ -19,6 +19,7 @@ from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.shapes import ArrayKJI, LabelsKJI
+from VelvetMedLib.tasks.crop import need_heads
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import FinePart, fine_maps
 from VelvetMedLib.tasks.evidence import Evidence
@@ -60,6 +61,7 @@ def revise(
 
     The scan is encoded only if this worker has not done so before.
     """
+    need_heads(bundle, "findings and a draft from edited segments")
     run = Run(progress, cancel, {"prepare": 0.2, "fine": 0.4, "tokens": 0.1, "global": 0.05, "measure": 0.1, "report": 0.15})
     encoding = encode(volume, bundle, run=run)
     with run.stage("measure"):

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from VelvetMedLib.ct.crops import CropView
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.encoding import FinePart
 
@@ -22,8 +23,20 @@ def thumbnail(fine: FinePart, at_ras_mm: Triple | None = None) -> NDArray[np.uin
     point = (low + high) / 2 if at_ras_mm is None else np.asarray(at_ras_mm, np.float64)
     y = int(np.clip(np.rint((fine.grid.ras_to_ijk @ np.append(point, 1.0))[1]), 0, fine.hu_xyz.shape[1] - 1))
     plane = fine.hu_xyz[::-1, y, ::-1].T.astype(np.float32)
-    grey = np.clip((plane - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0]), 0.0, 1.0) * 255.0
-    height_mm, width_mm = (n * step for n, step in zip(plane.shape, (fine.grid.spacing_mm[2], fine.grid.spacing_mm[0]), strict=True))
+    return _picture(plane, (fine.grid.spacing_mm[2], fine.grid.spacing_mm[0]), WINDOW_HU)
+
+
+def crop_thumbnail(crop: CropView) -> NDArray[np.uint8]:
+    """The coronal plane through the middle of what the scan fills of a crop, in the crop's own window."""
+    (x0, x1), (y0, y1), (z0, z1) = crop.covered
+    plane = crop.voxels_xyz[x0:x1, (y0 + y1) // 2, z0:z1][::-1, ::-1].T
+    return _picture(plane, (crop.grid.spacing_mm[2], crop.grid.spacing_mm[0]), (-1.0, 0.5))
+
+
+def _picture(plane: NDArray[np.float32], spacing_mm: tuple[float, float], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """A plane [rows, columns] in grey, as large as fits, in the middle of [SIDE, SIDE]."""
+    grey = np.clip((plane - window[0]) / (window[1] - window[0]), 0.0, 1.0) * 255.0
+    height_mm, width_mm = (n * step for n, step in zip(plane.shape, spacing_mm, strict=True))
     scale = SIDE / max(height_mm, width_mm)
     rows, columns = (max(1, round(length * scale)) for length in (height_mm, width_mm))
     picture = np.zeros((SIDE, SIDE), np.uint8)

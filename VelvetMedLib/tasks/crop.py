@@ -1,0 +1,158 @@
+"""The encoding of a model that takes one cube of the scan: a vector of the whole and one of every cell, in the space of its texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib.bundle.config import COLIPRI, CropViewConfig, refuse
+from VelvetMedLib.ct import Volume
+from VelvetMedLib.ct.crops import CropView, cell_grid, centre_crop
+from VelvetMedLib.tasks.encoding import CropPart
+from VelvetMedLib.tasks.precision import choose_crop_precision
+from VelvetMedLib.tasks.progress import Run
+from VelvetMedLib.tasks.thumbnails import crop_thumbnail
+
+if TYPE_CHECKING:
+    import torch
+
+    from VelvetMedLib.bundle.store import Bundle
+
+CROP, WINDOWED = "crop", "windowed"
+
+
+def takes_one_crop(bundle: Bundle) -> bool:
+    """Whether the bundle's model looks at one cube of a scan and has no dense heads, reader or decoder."""
+    return bool(bundle.config.family == COLIPRI)
+
+
+def need_heads(bundle: Bundle, what: str) -> None:
+    """Raise BundleError where `what` needs trained heads and the bundle's model has none."""
+    if takes_one_crop(bundle):
+        raise refuse(
+            f"The bundle {bundle.config.id!r} cannot make {what}.",
+            found="a model of vectors of scans and texts, without trained heads",
+            expected="a bundle made for analysis",
+            next_step="Choose another bundle; 'velvetmed models list' names them.",
+        )
+
+
+def view_settings(bundle: Bundle, view: str) -> CropViewConfig:
+    """The declared view of a name. Raises BundleError where the bundle does not offer it."""
+    offered = {CROP: bundle.config.views.crop, WINDOWED: bundle.config.views.windowed}
+    settings = offered.get(view)
+    if settings is None:
+        there = [name for name, value in offered.items() if value is not None]
+        raise refuse(
+            f"The bundle {bundle.config.id!r} has no such view.",
+            found=view,
+            expected=", ".join(there) or "a bundle whose model takes one crop",
+            next_step="Choose a view that the bundle declares, or another bundle.",
+        )
+    return settings
+
+
+def encode_crop(volume: Volume, bundle: Bundle, run: Run, view: str = CROP) -> tuple[CropPart, str]:
+    """The crop part of an encoding, and the arithmetic of its pass. Dense vectors are kept in half precision."""
+    import torch
+
+    settings = view_settings(bundle, view)
+    with run.stage("prepare"):
+        seen = centre_crop(volume, settings.spacing_mm, settings.shape_voxels, settings.hu_window)
+    precision = choose_crop_precision(bundle.model, bundle.device)
+    with run.stage("crop"), torch.inference_mode():
+        x = torch.from_numpy(_tensor_order(seen.voxels_xyz, settings.orientation))[None, None].to(bundle.device)
+        features = encode_features(bundle.model, x, settings, precision, bundle.device, run)
+        embedding = bundle.model.pooled(features)[0].float().cpu().numpy()
+        dense = bundle.model.dense(features)[0].to(torch.float16).cpu().numpy()
+    patch = bundle.model.config.image.patch
+    part = CropPart(
+        view=view,
+        embedding=embedding,
+        dense=np.ascontiguousarray(_ras_order(dense, settings.orientation)),
+        grid=cell_grid(seen.grid, patch),
+        covered=tuple((first // patch, -(-end // patch)) for first, end in seen.covered),  # type: ignore[arg-type]
+        picture=crop_thumbnail(seen),
+    )
+    return part, precision
+
+
+def encode_features(
+    model: Any, x: torch.Tensor, settings: CropViewConfig, precision: str, device: str = "cpu", run: Run | None = None
+) -> torch.Tensor:
+    """Cells before projection, float32 [1, W, gx, gy, gz], in the given arithmetic. run: progress by blocks; a cancel is honoured there."""
+    import torch
+
+    from VelvetMedLib.models.attention_blocks import attention_by_blocks
+
+    quick = precision == "bf16"
+    attend = attention_by_blocks if quick and device == "cpu" else None
+    blocks = model.image_encoder.backbone.eva.blocks
+    total, done = len(blocks) * settings.windows**3, 0
+
+    def count(module: Any, inputs: Any) -> None:
+        nonlocal done
+        if run is not None:
+            run.step(done / max(total, 1))
+        done += 1
+
+    hooks = [block.register_forward_pre_hook(count) for block in blocks]
+    try:
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick):
+            if settings.windows == 1:
+                found = model.features(x, attend=attend)
+            else:
+                found = model.features_by_windows(x, settings.window_voxels, attend=attend)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found.float()  # type: ignore[no-any-return]
+
+
+def text_vectors(texts: list[str], bundle: Bundle) -> NDArray[np.float32]:
+    """Unit vectors of texts, [len(texts), D], comparable with those of scans. Raises BundleError for an image half alone."""
+    import torch
+
+    if bundle.tokenizer is None:
+        raise refuse(
+            f"The bundle {bundle.config.id!r} cannot read text.",
+            found="the image half of the model alone",
+            expected="a bundle with a text half",
+            next_step="Add the model again from weights that hold the text encoder too.",
+        )
+    with torch.inference_mode():
+        # Where padding is pooled with the text, it has to be there: all of it, as the published package pads.
+        ids, mask = bundle.tokenizer.batch(texts, whole=not bundle.model.config.text_pool_mask)
+        vectors: NDArray[np.float32] = bundle.model.embed_text(ids.to(bundle.device), mask.to(bundle.device)).float().cpu().numpy()
+    return vectors
+
+
+def _tensor_order(voxels_xyz: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:
+    """(x, y, z) as the tensor's axes: R, A, S as they are, or S, A, R."""
+    return voxels_xyz if orientation == "RAS" else np.ascontiguousarray(voxels_xyz.transpose(2, 1, 0))
+
+
+def _ras_order(dense: NDArray[Any], orientation: str) -> NDArray[Any]:
+    return dense if orientation == "RAS" else dense.transpose(0, 3, 2, 1)
+
+
+def similarity_xyz(part: CropPart, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine of every cell with a unit vector of a text, [gx, gy, gz]."""
+    found: NDArray[np.float32] = np.einsum("cxyz,c->xyz", part.dense.astype(np.float32), vector.astype(np.float32))
+    return found
+
+
+__all__ = [
+    "CROP",
+    "WINDOWED",
+    "CropView",
+    "encode_crop",
+    "encode_features",
+    "need_heads",
+    "similarity_xyz",
+    "takes_one_crop",
+    "text_vectors",
+    "view_settings",
+]
