@@ -73,8 +73,11 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
             return None
         if isinstance(kind, type) and issubclass(kind, Settings) and isinstance(value, Mapping):
             return kind.from_dict(value)
-        if get_origin(kind) is tuple and isinstance(value, list | tuple) and all(type(v) is int for v in value):
-            return tuple(value)
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            inner = get_args(kind)
+            kinds_of = inner[:1] * len(value) if Ellipsis in inner else inner
+            if len(kinds_of) == len(value):
+                return tuple(_typed(name, hint, v) for hint, v in zip(kinds_of, value, strict=True))
         if kind is float and type(value) is int:
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
