@@ -50,7 +50,7 @@ def small(**loop: Any) -> SegmentationSettings:
         data=replace(base.data, spacing_mm=(3.0, 3.0, 3.0), patch_voxels=(32, 32, 32), crops_per_volume=1, positive_share=0.8),
         augment=replace(base.augment, flip_swap_pairs=True),
         optimiser=replace(base.optimiser, learning_rate=3e-2, last_rate=3e-3, weight_decay=0.0),
-        loop=replace(base.loop, volumes=2, precision="fp32", save_every=2, validate_every=100, log_every=1, **loop),
+        loop=replace(base.loop, batch=2, precision="fp32", save_every=2, validate_every=100, log_every=1, **loop),
     )
 
 
@@ -157,7 +157,7 @@ def test_the_encoder_of_converted_weights_a_run_and_a_checkpoint_is_taken_over_e
         again = encoder_start(str(place), scratch=tiny().swin)
         assert again.config == start.config and again.origin["kind"] == "checkpoint" and again.tensors is not None
         weights = read_checkpoint(tmp_path / "run" / "checkpoints" / "last").parts["weights"]
-        assert all(torch.equal(value, weights[f"swinViT.{name}"]) for name, value in again.tensors.items())
+        assert all(torch.equal(value, weights[f"network.swinViT.{name}"]) for name, value in again.tensors.items())
 
 
 def test_the_encoder_is_found_in_a_whole_models_tensors_whatever_stands_in_front() -> None:

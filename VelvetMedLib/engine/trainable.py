@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
-from VelvetMedLib.objectives.base import Terms, normalised
+from VelvetMedLib.objectives.base import LossTerm, Terms, normalised
 from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings
 
@@ -49,6 +49,8 @@ class Trainable(nn.Module, ABC):
         """weights: loss name -> weight; 1 where a loss is not named."""
         super().__init__()
         self.optimiser, self.loop, self.weights = optimiser, loop, dict(weights or {})
+        self.facts: dict[str, Any] = {}
+        """JSON-ready: what is needed to use the weights. Stands in every checkpoint."""
 
     @abstractmethod
     def counts(self, batch: Any, ctx: Context) -> dict[str, float]:
@@ -74,6 +76,11 @@ class Trainable(nn.Module, ABC):
                 loss = normalised(terms.losses, result.totals, world_size=1, weights=self.weights)
             loss.backward()  # type: ignore[no-untyped-call]
             result.add(micro, terms, 1.0 / len(batches))
+
+
+def of_items(mean: Tensor, items: int) -> LossTerm:
+    """A loss that cannot be divided among its items, such as soft Dice over a batch, as if each item had it."""
+    return LossTerm(mean * items, float(items))
 
 
 def totals_of(counts: Iterable[Mapping[str, float]], processes: Processes) -> dict[str, float]:

@@ -268,7 +268,7 @@ class Trainer:
                 self.progress.best_score, self.progress.best_step = score, self.progress.step
                 weights = whole(self.learner.state_dict(), keep=self.processes.first)
                 if self.processes.first:
-                    self.checkpoints.save_best(self.progress.step, {"weights": weights}, {"figures": figures})
+                    self.checkpoints.save_best(self.progress.step, {"weights": weights}, {**self.learner.facts, "figures": figures})
         log.record({"step": self.progress.step, "event": "validation", "metrics": figures, "best": better})
         self._draw()
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name in self.selection.metrics)
@@ -301,7 +301,7 @@ class Trainer:
             }
             if average is not None:
                 parts["average"] = average
-            self.checkpoints.save(self.progress.step, parts, {"progress": vars(self.progress), "random": others})
+            self.checkpoints.save(self.progress.step, parts, {**self.learner.facts, "progress": vars(self.progress), "random": others})
         self.processes.wait()
 
     def _restore(self, found: Checkpoint) -> None:

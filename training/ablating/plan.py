@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from finetuning.learning import autocast as segmentation_autocast
 from finetuning.learning import dice_ce_loss
 from pretraining.plan import made_up_batch, vocabulary
 
@@ -108,20 +107,20 @@ def time_segmentation(recipe: VelvetRecipe, settings: AblationSettings, processe
     chosen = segmentation_settings(recipe, settings)
     classes = len(settings.segmentation_structures) + 1
     model = SwinUnetr(SwinUnetrConfig(swin=chosen.swin, classes=classes)).to(processes.device)
-    crops = min(chosen.loop.volumes, settings.segmentation_volumes) * chosen.data.crops_per_volume
+    crops = min(chosen.loop.batch, settings.segmentation_volumes) * chosen.data.crops_per_volume
     images = torch.rand(crops, 1, *chosen.data.patch_voxels, device=processes.device)
     labels = torch.randint(0, classes, images.shape, device=processes.device)
     loss = dice_ce_loss()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with segmentation_autocast(processes.device, chosen.loop):
+        with autocast(processes.device, chosen.loop.precision):
             logits = model(images)
         loss(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def window() -> None:
-        with segmentation_autocast(processes.device, chosen.loop):
+        with autocast(processes.device, chosen.loop.precision):
             model(images[:1])
 
     return timed(step), timed(window, 1)

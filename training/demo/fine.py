@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demo.data import PreparedCase, crop
-from demo.losses import lesion_loss, of_items, organ_loss
+from demo.losses import lesion_loss, organ_loss
 from demo.stages import train_stage
 from VelvetMedLib.engine.randomness import generator
-from VelvetMedLib.engine.trainable import Trainable
+from VelvetMedLib.engine.trainable import Trainable, of_items
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.fine import FineNet
 from VelvetMedLib.objectives.base import Terms, in_full_precision

@@ -42,11 +42,6 @@ def lesion_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     return focal + (1 - dice[present]).mean() if present.any() else focal
 
 
-def of_items(mean: Tensor, items: int) -> LossTerm:
-    """A loss that cannot be divided among its items, such as Dice over a batch, as if each item had it."""
-    return LossTerm(mean * items, float(items))
-
-
 def known_findings(targets: Tensor) -> float:
     """How many entries of [B, F] are not NaN."""
     return float(torch.isfinite(targets).sum())

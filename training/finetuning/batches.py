@@ -25,6 +25,9 @@ class CropBatch:
     images: Tensor
     labels: Tensor
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def to(self, device: Any) -> CropBatch:
         return CropBatch(self.images.to(device), self.labels.to(device))
 

@@ -14,16 +14,21 @@ import torch
 from finetuning.augment import plan_flips
 from finetuning.batches import CropMaker
 from finetuning.encoders import SCRATCH, EncoderStart
-from finetuning.learning import SegmentationTrainer, predict
+from finetuning.learning import SegmentationStage, by_dice, predict
 from finetuning.settings import SegmentationSettings
 from finetuning.store import StoredCase, prepare
 from finetuning.tasks import SegmentationTask, with_splits
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.ct import read_labels, resample_labels, write_nifti
+from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.files import write_json, write_text
+from VelvetMedLib.engine.loader import Loader
 from VelvetMedLib.engine.manifest import Quarantined
+from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.runfolder import RunFolder, environment
+from VelvetMedLib.engine.sampler import StepSampler
+from VelvetMedLib.engine.trainer import Trainer
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.segmentation import StructureScore, as_markdown, as_records, mean_dice, score_case, summarise
 from VelvetMedLib.models.swin_unetr import SwinUnetr, SwinUnetrConfig
@@ -91,24 +96,34 @@ def finetune_segmentation(
             model.load_encoder(start.tensors)
         if not resumed:
             say(_described(model, start, parts, task))
+        alone = Processes(str(on))
+        loop = replace(settings.loop, batch=min(settings.loop.batch, len(parts["train"])))
+        stage = SegmentationStage(model, settings, loop, task.names)
         maker = CropMaker(parts["train"], settings.data, settings.augment, plan, seed)
-        trainer = SegmentationTrainer(
-            model,
-            parts["train"],
-            parts["val"],
-            maker,
-            settings,
-            names=task.names,
+        sampler = StepSampler([case.name for case in parts["train"]], loop.batch, seed)
+
+        def loader(first: int) -> Loader:
+            return Loader(
+                maker, sampler, first_step=first, last_step=steps, micro_batches=loop.micro_batches, readers=loop.readers
+            )  # fmt: skip
+
+        trainer = Trainer(
+            stage,
             run=run,
             steps=steps,
             seed=seed,
-            device=on,
+            make_loader=loader,
+            processes=alone,
+            quarantine=quarantined,
+            selection=by_dice(parts["val"], settings, task.names, on),
             after_step=after_step,
         )
         code = trainer.run()
         if code:
             return Outcome(code=code)
-        trainer.take_best()
+        best = Checkpoints(run).load_best()
+        if best is not None:
+            stage.load_state_dict(best.parts["weights"])
         split = "test" if parts["test"] else "val"
         predictions = run / "predictions" if save_predictions else None
         scores = evaluate(model, parts[split], task, settings, on, predictions=predictions)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.swin import SwinConfig
-from VelvetMedLib.recipes.parts import OptimiserSettings
+from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings
 from VelvetMedLib.shapes import IntTriple, Triple
 
 
@@ -18,7 +18,8 @@ class DataSettings(Settings):
     crop and sliding window. crops_per_volume: of each volume of a batch. positive_share: of the crops centred in a
     structure, the others in the background. by_structure: a positive crop first draws a structure, all alike; False, as
     published, draws among all foreground voxels. val_share: of the cases, where the data set names no split. fold: of
-    nnU-Net's splits_final.json. train_cases, val_cases, test_cases: at most so many volumes of each split, 0 = all.
+    nnU-Net's splits_final.json. overlap: of the sliding windows in validation.
+    train_cases, val_cases, test_cases: at most so many volumes of each split, 0 = all.
     """
 
     spacing_mm: Triple = (1.5, 1.5, 2.0)
@@ -30,6 +31,7 @@ class DataSettings(Settings):
     by_structure: bool = False
     val_share: float = 0.2
     fold: int = 0
+    overlap: float = 0.25
     train_cases: int = 0
     val_cases: int = 0
     test_cases: int = 0
@@ -41,6 +43,7 @@ class DataSettings(Settings):
         self.require(self.crops_per_volume >= 1, "crops_per_volume", "at least 1")
         self.require(0 <= self.positive_share <= 1, "positive_share", "0 to 1")
         self.require(0 < self.val_share < 1, "val_share", "more than 0, less than 1")
+        self.require(0 <= self.overlap < 1, "overlap", "0 or more, less than 1")
         for name in ("fold", "train_cases", "val_cases", "test_cases"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
 
@@ -71,28 +74,6 @@ class AugmentSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopSettings(Settings):
-    """How steps are made and watched. volumes: per step. overlap: of the sliding windows in validation. precision: "bf16"
-    autocast (the loss stays float32) or "fp32". recompute_activations: less memory for more time. save_every,
-    validate_every, log_every: in steps. skips_in_a_row: non-finite steps before the run stops."""
-
-    volumes: int = 2
-    overlap: float = 0.25
-    precision: str = "bf16"
-    recompute_activations: bool = False
-    save_every: int = 100
-    validate_every: int = 250
-    log_every: int = 10
-    skips_in_a_row: int = 5
-
-    def __post_init__(self) -> None:
-        for name in ("volumes", "save_every", "validate_every", "log_every", "skips_in_a_row"):
-            self.require(getattr(self, name) >= 1, name, "at least 1")
-        self.require(0 <= self.overlap < 1, "overlap", "0 or more, less than 1")
-        self.require(self.precision in ("bf16", "fp32"), "precision", '"bf16" or "fp32"')
-
-
-@dataclass(frozen=True, kw_only=True)
 class SegmentationSettings(Settings):
     """Everything of a segmentation fine-tuning. swin: the encoder where none is given; a given one brings its own settings."""
 
@@ -102,7 +83,7 @@ class SegmentationSettings(Settings):
     optimiser: OptimiserSettings = field(
         default_factory=lambda: OptimiserSettings(learning_rate=1e-4, last_rate=1e-7, beta2=0.999, weight_decay=1e-5)
     )
-    loop: LoopSettings = field(default_factory=LoopSettings)
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(batch=2, validate_every=250))
 
 
 def paper() -> SegmentationSettings:
@@ -119,7 +100,7 @@ def tiny() -> SegmentationSettings:
             base.data, spacing_mm=(4.0, 4.0, 4.0), patch_voxels=(64, 64, 64), hu_min=-1000.0, hu_max=1000.0, crops_per_volume=1,
             by_structure=True,
         ),
-        optimiser=replace(base.optimiser, learning_rate=1e-3, last_rate=1e-6),
+        optimiser=replace(base.optimiser, learning_rate=4e-3, last_rate=4e-6),
         loop=replace(base.loop, save_every=50, validate_every=100),
     )  # fmt: skip
 
