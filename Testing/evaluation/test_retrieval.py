@@ -20,6 +20,9 @@ def slow_hit_chance(values: np.ndarray, right: np.ndarray, k: int) -> float:
     return float(np.mean([any(right[n] for n in order[:k]) for order in orders]))
 
 
+WAYS = ("image_to_text", "text_to_image")
+
+
 def test_recall_equals_the_average_over_all_orders_of_equal_scores() -> None:
     draw = np.random.default_rng(0)
     for _ in range(30):
@@ -58,6 +61,7 @@ def test_both_directions_are_reported_apart() -> None:
     assert figures["image_to_text R@1"] == pytest.approx(recall_at(scores, np.eye(3, dtype=bool), (1,))["R@1"])
     assert figures["text_to_image R@1"] == pytest.approx(recall_at(scores.T, np.eye(3, dtype=bool), (1,))["R@1"])
     assert figures["image_to_text R@1"] != figures["text_to_image R@1"]
+    assert figures["mean recall"] == pytest.approx(np.mean([figures[f"{way} R@{k}"] for way in WAYS for k in (1, 5, 10)]))
 
 
 def test_the_median_rank_counts_from_one_and_ties_half() -> None:

@@ -73,7 +73,8 @@ def interval(
 def retrieval(images: Scores, texts: Scores, groups: Sequence[Hashable], ks: Sequence[int] = KS) -> dict[str, float]:
     """Recall both ways and their mean, and median ranks, from unit vectors [N, D] of scans and reports in one order.
 
-    Keys: "image_to_text R@1", "text_to_image R@1", "R@1" (the mean of the two), and so on.
+    Keys: "image_to_text R@1", "text_to_image R@1", "R@1" (the mean of the two), and so on; "mean recall" is their mean over
+    all k, by which checkpoints are compared: R@1 alone rests on a handful of hits in a small gallery.
     """
     if len(images) != len(texts) or len(images) != len(groups):
         raise ValueError(f"{len(images)} images, {len(texts)} texts and {len(groups)} groups do not pair up")
@@ -83,7 +84,8 @@ def retrieval(images: Scores, texts: Scores, groups: Sequence[Hashable], ks: Seq
     forth, back = recall_at(scores, relevant, ks), recall_at(scores.T, relevant, ks)
     out = {f"image_to_text {name}": value for name, value in forth.items()}
     out |= {f"text_to_image {name}": value for name, value in back.items()}
-    out |= {name: 0.5 * (forth[name] + back[name]) for name in forth}
+    both = {name: 0.5 * (forth[name] + back[name]) for name in forth}
+    out |= both | {"mean recall": sum(both.values()) / len(both)}
     out["image_to_text median rank"] = median_rank(scores, relevant)
     out["text_to_image median rank"] = median_rank(scores.T, relevant)
     return out

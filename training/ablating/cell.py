@@ -183,8 +183,9 @@ def segmentation_task(bench: Bench) -> SegmentationTask:
         for split, count in most.items()
         for study in drawn[split][:count]
     )
-    labels = tuple(Label(structure.name, structure.label) for structure in ontology().structures)
-    return SegmentationTask(kind="cohort", labels=labels, declared=tuple(label.value for label in labels), cases=cases)
+    known = {structure.name: structure.label for structure in ontology().structures}
+    labels = tuple(Label(name, known[name]) for name in settings.segmentation_structures)
+    return SegmentationTask(kind="cohort", labels=labels, declared=tuple(known.values()), cases=cases)
 
 
 def segmentation_settings(recipe: VelvetRecipe, settings: AblationSettings) -> SegmentationSettings:

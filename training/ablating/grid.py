@@ -64,6 +64,13 @@ class Cell:
         return f"{self.row}-{self.pairs}-s{self.seed}"
 
 
+LARGE = (
+    "lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right",
+    "heart", "aorta", "liver", "spleen", "stomach", "kidney_left", "kidney_right",
+)  # fmt: skip
+"""Structures of the fine-tuning: those that a few hundred steps on two cores can begin to tell apart."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings(Settings):
     """What all cells have in common.
@@ -71,8 +78,9 @@ class AblationSettings(Settings):
     steps: optimiser steps of every pre-training. pairs: studies of the main part of the grid; fewer_pairs: of the second
     part, for the two ends (0 = left out). seeds: of the two ends at `pairs`; the other rows have one. val, test: studies
     held out for choosing the best weights and for measuring. segmentation_volumes: labelled scans of the fine-tuning (0 =
-    no segmentation); segmentation_steps, segmentation_val, segmentation_test: its steps and scans. sitting_minutes: a cell
-    that works longer is set aside, saved, and goes on when the line is called again. data_seed: draws the studies.
+    no segmentation); segmentation_steps, segmentation_val, segmentation_test: its steps and scans; segmentation_structures:
+    what it learns, all else is background. sitting_minutes: a cell that works longer is set aside, saved, and goes on when
+    the line is called again. data_seed: draws the studies.
     above_chance: in a pilot the lower end of the interval of R@10 must reach this many times chance.
     """
 
@@ -83,9 +91,10 @@ class AblationSettings(Settings):
     val: int = 100
     test: int = 200
     segmentation_volumes: int = 10
-    segmentation_steps: int = 300
+    segmentation_steps: int = 400
     segmentation_val: int = 4
     segmentation_test: int = 20
+    segmentation_structures: tuple[str, ...] = LARGE
     sitting_minutes: float = 40.0
     data_seed: int = 1
     above_chance: float = 1.5

@@ -11,6 +11,7 @@ from typing import Any
 from pretraining.cohort import load_manifest, load_tokenizer, prepared
 from pretraining.export import export
 from pretraining.start import Start, read_start
+from pretraining.warm import Warm, read_warm
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
 from VelvetMedLib.engine.learner import Learner
@@ -28,8 +29,8 @@ from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.recipes.base import Recipe
 
-CHOSEN_BY = ("R@1", "R@10")
-"""Best checkpoint: mean recall at 1 of both directions on the validation studies; a tie goes to recall at 10."""
+CHOSEN_BY = ("mean recall", "R@1")
+"""Best checkpoint: recall at 1, 5 and 10 of both directions on the validation studies, averaged; a tie goes to recall at 1."""
 STORE = "prepared"
 COMPANION_SEED = 0x5CA9
 """So that scans without a report come in an order of their own."""
@@ -39,7 +40,7 @@ COMPANION_SEED = 0x5CA9
 class Options:
     """What the line says beside the recipe. steps: optimiser steps of the whole run. workers: processes that prepare data.
 
-    text_from, vision_from: folders of converted weights to begin with.
+    text_from, vision_from: folders of converted weights to begin with; run_from: the run folder of an earlier pre-training.
     """
 
     run: Path
@@ -51,6 +52,7 @@ class Options:
     tokenizer: Path | None = None
     text_from: Path | None = None
     vision_from: Path | None = None
+    run_from: Path | None = None
     device: str | None = None
     workers: int = 1
     name: str = "velvet"
@@ -158,9 +160,11 @@ def companion_sampler(data: Data, recipe: Recipe, processes: Processes, seed: in
     return StepSampler(names, wanted, seed ^ COMPANION_SEED)
 
 
-def definition(recipe: Recipe, options: Options, data: Data, begun: Start) -> dict[str, Any]:
+def definition(recipe: Recipe, options: Options, data: Data, begun: Start, warm: Warm | None) -> dict[str, Any]:
     """What makes two calls the same run."""
-    started = {"started_from": begun.facts()} if begun.named() else {}
+    started: dict[str, Any] = {"started_from": begun.facts()} if begun.named() else {}
+    if warm is not None:
+        started["started_from_run"] = warm.facts()
     return {
         **started,
         "recipe": recipe.to_dict(),
@@ -184,7 +188,10 @@ def pretrain(
         )
     begun = read_start(options.text_from, options.vision_from)
     begun.check(recipe)
+    warm = read_warm(options.run_from)
     options = replace(options, tokenizer=begun.tokenizer_file(options.text_from, options.tokenizer))
+    if warm is not None:
+        options = replace(options, tokenizer=warm.tokenizer_file(options.tokenizer))
     folder = RunFolder(options.run, lock=processes.first)
     try:
         data = open_data(recipe, options, processes)
@@ -195,9 +202,13 @@ def pretrain(
                 expected="studies with split 'train'",
                 next_step="Look at the manifest and at quarantine.jsonl in the run folder.",
             )
-        resumed = folder.check(definition(recipe, options, data, begun)) if processes.first else False
+        resumed = folder.check(definition(recipe, options, data, begun, warm)) if processes.first else False
         processes.wait()
         learner = new_learner(recipe, data.tokenizer.vocab_size, options.seed)
+        if warm is not None:
+            taken, whole = warm.load(learner)
+            if processes.first:
+                print(f"{taken} of {whole} tensors begin as step {warm.step} of {warm.key} left them", flush=True)
         begun.load(learner.model, data.tokenizer, data.tokenizer_json, recipe)
         sampler = StepSampler([entry.study.study for entry in data.learnt_from(recipe)], recipe.loop.batch, options.seed)
         maker = batch_maker(data, "train", recipe, learner.made, options.seed)
