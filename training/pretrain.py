@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use (default: learnt from the training reports)")
     made.add_argument("--text-from", type=Path, metavar="DIR", help="begin with a BERT's weights and tokenizer, from convert_weights.py")
     made.add_argument("--vision-from", type=Path, metavar="DIR", help="begin with a Swin's weights, from convert_weights.py")
+    made.add_argument("--run-from", type=Path, metavar="DIR", help="begin with the weights of an earlier run, as far as they fit")
     add_machine_options(made)
     made.add_argument("--bundle-id", default="velvet", metavar="NAME", help="name of the finished bundle")
     made.add_argument("--training-data", default="", metavar="TEXT", help="statement on the data, for the bundle and its card")
@@ -104,6 +105,7 @@ def _run(options: argparse.Namespace) -> int:
                 tokenizer=options.tokenizer,
                 text_from=options.text_from,
                 vision_from=options.vision_from,
+                run_from=options.run_from,
                 device=options.device,
                 workers=options.workers,
                 name=options.bundle_id,

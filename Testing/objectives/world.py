@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from Testing.objectives import toys
 from VelvetMedLib.objectives.base import normalised
 from VelvetMedLib.objectives.context import Context, ProcessGroupContext
 from VelvetMedLib.objectives.encoding import encode, needed_keys
@@ -20,9 +20,15 @@ from VelvetMedLib.objectives.encoding import encode, needed_keys
 SEED, STEP = 11, 5
 
 
-def terms_and_gradients(shares: Sequence[Sequence[int]], rank: int, ctx: Context, *, one_group: bool) -> dict[str, tuple[float, Tensor]]:
-    """Per term: (sum of sums) / n_tot, and that number's gradient over all parameters as DDP would have it: averaged over ranks."""
+def terms_and_gradients(
+    shares: Sequence[Sequence[int]], rank: int, ctx: Context, *, one_group: bool, of: str = "toys"
+) -> dict[str, tuple[float, Tensor]]:
+    """Per term: (sum of sums) / n_tot, and that number's gradient over all parameters as DDP would have it: averaged over ranks.
+
+    of: module of toys with `model`, `objectives` and `batch`.
+    """
     many = ctx.world_size > 1
+    toys = import_module(f"Testing.objectives.{of}")
     model, objectives = toys.model(), toys.objectives()
     batch = toys.batch(shares[rank], one_group=one_group)
     totals = {name: torch.tensor(n) for o in objectives.values() for name, n in o.counts(batch, ctx).items()}
@@ -54,7 +60,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     ctx = ProcessGroupContext.current(seed=SEED, step=STEP)
     results = []
     for n, scenario in enumerate(json.loads((folder / "scenarios.json").read_text())):
-        found = terms_and_gradients(scenario["shares"], rank, ctx, one_group=scenario["one_group"])
+        found = terms_and_gradients(scenario["shares"], rank, ctx, one_group=scenario["one_group"], of=scenario.get("of", "toys"))
         results.append({name: value for name, (value, _) in found.items()})
         if rank == 0:
             for name, (_, gradient) in found.items():

@@ -146,7 +146,7 @@ def test_settings_are_listed_by_dotted_name(capsys: pytest.CaptureFixture[str]) 
 def test_the_surface_of_the_line_is_frozen() -> None:
     options = {option for action in pretrain.parser()._actions for option in action.option_strings}
     assert options == {
-        "--preset", "--set", "--cohort", "--manifest", "--run", "--steps", "--seed", "--store", "--tokenizer", "--text-from",
+        "--preset", "--set", "--cohort", "--manifest", "--run", "--steps", "--seed", "--store", "--tokenizer", "--text-from", "--run-from",
         "--vision-from", "--workers", "--device", "--bundle-id", "--training-data", "--licence", "--no-bundle", "--dry-run", "--traceback",
     }  # fmt: skip
 

@@ -131,6 +131,13 @@ def load_tokenizer(run: Path, given: Path | None, studies: list[Study], processe
             text = given.read_text(encoding="utf-8")
         else:
             train = [study for study in studies if study.split == "train"][:VOCABULARY_TEXTS]
+            if not train:
+                raise TrainingError(
+                    "There is no report to learn a vocabulary from.",
+                    found="scans without reports",
+                    expected="training studies with a report, or a tokenizer",
+                    next_step="Give a tokenizer.json with --tokenizer.",
+                )
             text = learn_vocabulary(full_text(report) for study in train for report in study.reports)
         write_text(path, text)
     processes.wait()
