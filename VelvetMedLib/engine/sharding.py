@@ -1,8 +1,8 @@
-"""Sharded data parallel: each process keeps AdamW's moments of its share of the parameters, updates these, and hands them round.
+"""Sharded optimiser state: each process keeps AdamW's moments of its share of the parameters, updates these, and hands them round.
 
 That is stage 1 of ZeRO (Rajbhandari et al. 2020): weights and gradients stay whole on every process, and the weights come
-out bit for bit as without sharding. At this library's sizes activations fill the memory, not weights; dividing the
-weights too would cost messages in every layer and gain little.
+out bit for bit as without sharding. At this library's sizes activations fill the memory, not weights; where weights and
+gradients must be divided too, `fsdp` does it, for messages in every layer.
 """
 
 from __future__ import annotations
