@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from Testing.objectives import t3d_toys
-from VelvetMedLib.objectives.base import IMAGE_LOCAL_A, normalised
+from VelvetMedLib.objectives.base import normalised
 from VelvetMedLib.objectives.cached import cached_backward, joined_batch
 from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.objectives.encoding import encode, needed_keys
 from VelvetMedLib.objectives.text_informed_contrast import TextInformedContrast, TextInformedContrastSettings, VisualOnlyContrast, told
-from VelvetMedLib.objectives.text_informed_restoration import ASKED, TextInformedRestoration
+from VelvetMedLib.objectives.text_informed_restoration import ASKED, IMAGE_CORRUPT_A, TextInformedRestoration
 
 SPLITS = [[0, 1, 2], [3, 4], [5], [6, 7]]
 """Unequal micro-batches, their reports of different lengths."""
@@ -71,12 +72,10 @@ def test_what_views_are_told_travels_with_their_keys_and_voxels_do_not() -> None
 def test_a_handful_of_cases_is_learnt_by_heart() -> None:
     torch.manual_seed(0)
     batch = t3d_toys.batch([0, 1, 2, 6])
-    # Two crops of one study have something in common: the second is a noisy copy of the first.
-    a = batch.images[IMAGE_LOCAL_A]
-    for key in ("image.local_b", "image.corrupt_a"):
-        batch.images[key] = a * (batch.images[key] > 0) + 0.1 * torch.randn_like(a)
-    batch = batch.__class__(**{**vars(batch), "images": {k: v.float() for k, v in batch.images.items()}})
-    batch.clean["image.corrupt_a"] = batch.clean["image.corrupt_a"].float() * 0 + torch.linspace(0.1, 0.9, 4)[:, None, None, None, None]
+    # Crops of noise: which two belong together can only be learnt by heart. What is to be restored is one shade for each study.
+    batch = replace(batch, images={key: image.float() for key, image in batch.images.items()})
+    shades = torch.linspace(0.1, 0.9, 4)[:, None, None, None, None]
+    batch.clean[IMAGE_CORRUPT_A] = shades.expand(batch.images[IMAGE_CORRUPT_A].shape)
     model = t3d_toys.model(gate=0.0).float()
     settings = TextInformedContrastSettings(most_negatives=3, chunk_anchors=0)
     objectives = torch.nn.ModuleList([TextInformedContrast(settings), VisualOnlyContrast(settings), TextInformedRestoration(32)])
@@ -92,7 +91,7 @@ def test_a_handful_of_cases_is_learnt_by_heart() -> None:
         optimiser.step()
         seen.append({k: float(t.total.detach()) / t.count for k, t in losses.items()})
     first, last = seen[0], seen[-1]
-    assert first["text_informed_contrast_loss"] > 0.7 * math.log(4)
+    assert first["text_informed_contrast_loss"] > 0.5 * math.log(4) and first["visual_only_contrast_loss"] > 0.5 * math.log(4)
     assert last["text_informed_contrast_loss"] < 0.1 and last["visual_only_contrast_loss"] < 0.1
     assert last["text_informed_restoration_loss"] < 0.3 * first["text_informed_restoration_loss"]
     assert float(model.text_informed.gates().detach()) > 1e-3, "the gates have begun to open"
