@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="quick")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--without-memory", action="store_true", help="leave out peak memory, which takes a process per way")
     parser.add_argument("--only", choices=("package_fp32", "package_bf16", "ours_fp32", "ours_bf16"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -144,7 +145,7 @@ def main() -> None:
     total, inside = attention_seconds(calls["ours_bf16"])
     rates = {"fp32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
     arguments = ["--size", options.size, "--threads", str(options.threads)]
-    for name in times:
+    for name in () if options.without_memory else times:
         times[name] |= peak_in_child(__file__, name, arguments)
     # Processor time: what else runs on the machine does not enter it.
     base, best = times["package_fp32"]["processor_s"], times["ours_bf16"]["processor_s"]

@@ -138,7 +138,7 @@ def flipped(volume: ct.Volume) -> ct.Volume:
 def test_the_view_of_the_sample_scan_is_the_packages_own(
     sample: Any, tmp_path: Path, change: Any, orientation: str, spacing_mm: float, side: int
 ) -> None:
-    """Both interpolate linearly. The package keeps whole HU in between (an int16 scan stays int16): at most half of one, 0.0005 here."""
+    """Both interpolate linearly. The package cuts an int16 scan's values to whole HU, ours keeps them: less than 1 HU, 0.001 here."""
     from Testing.plugins.colipri_package import load_package, their_processor, write_nifti_for_them
 
     load_package()
@@ -153,6 +153,6 @@ def test_the_view_of_the_sample_scan_is_the_packages_own(
     assert theirs.shape == ours.shape
     difference = np.abs(theirs - ours)
     print(f"\nlargest difference {difference.max():.6f}, mean {difference.mean():.7f}")
-    assert difference.max() <= 0.0015 and difference.mean() <= 0.0005
+    assert difference.max() <= 0.00101 and difference.mean() <= 0.0005
     if orientation == "RAS":
         np.testing.assert_allclose(image.affine, view.grid.ijk_to_ras, atol=1e-3)
