@@ -109,6 +109,13 @@ def test_two_rows_run_to_their_figures_and_the_table_shows_the_measured_cells_al
     with pytest.raises(TrainingError, match="other settings"):
         ablation.main([*line, "--traceback", "--steps", "4"])
 
+    # Cells that have landed are not computed again on another machine, where only the docs are left of them.
+    other = words(cohort, tmp_path / "other", "--anyway", "--only", "report", "--only", "scratch", "--docs", str(docs))
+    assert ablation.main(other) == 0
+    assert (docs / "ablation.md").read_text(encoding="utf-8") == table and not (tmp_path / "other" / "cells").exists()
+    with pytest.raises(TrainingError, match="measured with other settings"):
+        ablation.main([*words(cohort, tmp_path / "third", "--anyway", "--docs", str(docs)), "--traceback", "--steps", "4"])
+
 
 @pytest.mark.slow
 def test_a_cell_killed_in_the_middle_goes_on_and_measures_what_an_undisturbed_one_measures(cohort: Path, tmp_path: Path) -> None:

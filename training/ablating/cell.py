@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ WRITTEN_EVERY_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all cells are made with. base: the preset with the changes of the line; manifests: by number of pairs."""
+    """What all cells are made with. base: the preset with the changes of the line; manifests: by number of pairs; landed: cells
+    that were finished elsewhere, by name."""
 
     base: VelvetRecipe
     settings: AblationSettings
@@ -45,6 +46,7 @@ class Bench:
     manifests: dict[int, Path]
     source: Path
     workers: int = 1
+    landed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def folder(self, cell: Cell) -> Path:
         return self.out / "cells" / cell.name
@@ -52,9 +54,9 @@ class Bench:
     def recipe(self, cell: Cell) -> VelvetRecipe:
         return recipe_of(cell.row, self.base)
 
-    def result(self, cell: Cell) -> dict[str, Any] | None:
+    def result(self, cell: Cell) -> Mapping[str, Any] | None:
         """The cell's JSON; None where it is not finished."""
-        return read_json(self.folder(cell) / RESULT)
+        return read_json(self.folder(cell) / RESULT) or self.landed.get(cell.name)
 
 
 class Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def write_data(cohort: Path, out: Path, settings: AblationSettings) -> dict[int,
     # What the figures rest on, for a reader of the table.
     write_text(out / "studies.json", json.dumps(drawn, indent=1) + "\n")
     return manifests
+
+
+def fingerprint(cohort: Path, data: Path) -> str:
+    """Of the records behind the drawn studies: the same seed of another generator makes other cases under the same names."""
+    drawn = json.loads((data / "studies.json").read_text(encoding="utf-8"))
+    digest = hashlib.blake2b(digest_size=16)
+    for study in sorted(study for names in drawn.values() for study in names):
+        digest.update((cohort / study / RECORD).read_bytes())
+    return digest.hexdigest()
 
 
 def findings_of(cohort: Path, study: str) -> list[FindingRecord]:

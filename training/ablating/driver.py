@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ablating.cell import DONE, SET_ASIDE, STOPPED, Bench, run_cell
-from ablating.data import write_data
+from ablating.data import fingerprint, write_data
 from ablating.grid import FREE, AblationSettings, Cell, chosen_cells, grid_cells, pilot_cells
 from ablating.measure import OWN, stands_clear
 from ablating.plan import costs, plan_lines, timings
-from ablating.table import TABLE, publish
+from ablating.table import TABLE, landed, publish
 from VelvetMedLib.engine.files import read_json, write_json
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.runfolder import RunFolder
@@ -46,19 +47,39 @@ def drive(
     cells = chosen_cells(settings, only, pilot=pilot)
     folder = RunFolder(out)
     try:
-        common = {k: v for k, v in settings.to_dict().items() if k not in FREE}
-        folder.check({"recipe": base.to_dict(), "ablation": common})
+        shared = made_with(base, settings)
+        folder.check(shared)
         manifests = write_data(cohort, out / "data", settings)
-        bench = Bench(base=base, settings=settings, cohort=cohort, out=out, manifests=manifests, source=source, workers=workers)
+        shared["data"] = fingerprint(cohort, out / "data")
+        bench = Bench(
+            base=base,
+            settings=settings,
+            cohort=cohort,
+            out=out,
+            manifests=manifests,
+            source=source,
+            workers=workers,
+            landed=landed(docs, shared),
+        )
         processes = Processes(device)
         _say_plan(cells, bench, processes, say)
         if plan:
             return 0
         folders = [out, *([docs] if docs is not None else [])]
-        _publish(bench, folders)
-        return _run_all(cells, bench, processes, pilot=pilot, anyway=anyway, folders=folders, say=say)
+
+        def show() -> None:
+            results = [result for result in (bench.result(cell) for cell in grid_cells(settings)) if result is not None]
+            publish(results, len(grid_cells(settings)), folders, shared)
+
+        show()
+        return _run_all(cells, bench, processes, pilot=pilot, anyway=anyway, show=show, say=say)
     finally:
         folder.close()
+
+
+def made_with(base: VelvetRecipe, settings: AblationSettings) -> dict[str, Any]:
+    """What all cells of a grid have in common."""
+    return {"recipe": base.to_dict(), "ablation": {k: v for k, v in settings.to_dict().items() if k not in FREE}}
 
 
 def _say_plan(cells: Sequence[Cell], bench: Bench, processes: Processes, say: Callable[[str], None]) -> None:
@@ -82,7 +103,7 @@ def _run_all(
     *,
     pilot: bool,
     anyway: bool,
-    folders: Sequence[Path],
+    show: Callable[[], None],
     say: Callable[[str], None],
 ) -> int:
     pilots = pilot_cells(bench.settings)
@@ -108,7 +129,7 @@ def _run_all(
             say(f"{cell.name} is set aside after {bench.settings.sitting_minutes:g} minutes; it goes on when the line is called again.")
         if how == DONE:
             if before is None:
-                _publish(bench, folders)
+                show()
             if cell in pilots:
                 say(_verdict(cell, bench))
     if pilot and not waiting and all(bench.result(cell) is not None for cell in pilots) and not _passed(bench):
@@ -152,9 +173,3 @@ def _refuse(bench: Bench, missing: Sequence[str]) -> None:
         next_step="Change one thing and use a new --out: more --steps, more --pairs, a larger batch or learning rate "
         "(--set loop.batch=32, --set optimiser.learning_rate=1e-3), a larger encoder, an easier cohort. --anyway runs it as it is.",
     )
-
-
-def _publish(bench: Bench, folders: Sequence[Path]) -> None:
-    cells = grid_cells(bench.settings)
-    results = [result for result in (bench.result(cell) for cell in cells) if result is not None]
-    publish(results, len(cells), folders)

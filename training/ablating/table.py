@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from ablating.grid import ROWS, SCRATCH
 from ablating.measure import EQUAL, OWN
 from VelvetMedLib import RESEARCH_USE_ONLY
-from VelvetMedLib.engine.files import write_text
+from VelvetMedLib.engine.files import read_json, write_text
+from VelvetMedLib.engine.runfolder import differences
+from VelvetMedLib.errors import TrainingError
 
-TABLE, PLOT = "ablation.md", "ablation.png"
+TABLE, PLOT, CELLS = "ablation.md", "ablation.png", "ablation.json"
 SAYS = {**{row.name: row.says for row in ROWS}, SCRATCH: "no pre-training: random start"}
 
 Result = Mapping[str, Any]
@@ -160,8 +163,27 @@ def draw(results: Sequence[Result], path: Path) -> None:
     part.replace(path)
 
 
-def publish(results: Sequence[Result], planned: int, folders: Sequence[Path]) -> None:
-    """Write table and plot of the measured cells; nothing while there are none."""
+def landed(folder: Path | None, made_with: Mapping[str, Any]) -> dict[str, Result]:
+    """Cell name -> result of an earlier `publish` into this folder, on this machine or another; they need not be computed again.
+
+    made_with: settings and data that all cells share. Raises TrainingError where the landed cells had others.
+    """
+    found = read_json(folder / CELLS) if folder is not None else None
+    if found is None:
+        return {}
+    changed = differences(found["made_with"], json.loads(json.dumps(made_with)))
+    if changed:
+        raise TrainingError(
+            "The cells that lie in this folder were measured with other settings.",
+            found="different: " + ", ".join(changed[:6]) + (" ..." if len(changed) > 6 else ""),
+            expected="cells of one grid in one table",
+            next_step=f"Call the line with which they were made, or move {CELLS} away to begin a new table.",
+        )
+    return {result["cell"]: result for result in found["cells"]}
+
+
+def publish(results: Sequence[Result], planned: int, folders: Sequence[Path], made_with: Mapping[str, Any]) -> None:
+    """Write table, plot and the cells behind them; nothing while there are none."""
     if not results:
         return
     first, *others = folders
@@ -173,4 +195,5 @@ def publish(results: Sequence[Result], planned: int, folders: Sequence[Path]) ->
         shutil.copyfile(first / PLOT, part)
         part.replace(folder / PLOT)
     for folder in folders:
+        write_text(folder / CELLS, json.dumps({"made_with": made_with, "cells": list(results)}, indent=1) + "\n")
         write_text(folder / TABLE, as_markdown(results, planned) + f"\n![The same figures as points]({PLOT})\n")
