@@ -54,9 +54,9 @@ def informed(x: Vectors, text: Vectors, kept: Sequence[bool], block: Any) -> Vec
         for token in x:
             query = apply(layer_norm(token, w, f"blocks.{n}.cross_norm"), w, f"blocks.{n}.cross.query")
             mixed = apply(multi_head(query, keys, values, config.heads), w, f"blocks.{n}.cross.out")
-            token = token + math.tanh(float(w[f"blocks.{n}.cross_gate"])) * mixed
+            token = token + math.tanh(float(w["cross_gate"][n])) * mixed
             inner = gelu(apply(layer_norm(token, w, f"blocks.{n}.ffn_norm"), w, f"blocks.{n}.ffn.0"))
-            out.append(token + math.tanh(float(w[f"blocks.{n}.ffn_gate"])) * apply(inner, w, f"blocks.{n}.ffn.2"))
+            out.append(token + math.tanh(float(w["ffn_gate"][n])) * apply(inner, w, f"blocks.{n}.ffn.2"))
         x = out
     return x
 

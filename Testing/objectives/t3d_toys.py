@@ -45,8 +45,8 @@ def model(*, dropout: float = 0.0, seed: int = 0, gate: float = 0.8) -> T3dModel
         for p in [*made.tribert.parameters(), *made.text_informed.parameters()]:
             if p.ndim > 1:
                 p.mul_(4)
-            elif p.ndim == 0:
-                p.fill_(gate)
+        for p in (made.text_informed.cross_gate, made.text_informed.ffn_gate):
+            p.fill_(gate)
     return made.train(dropout > 0)
 
 

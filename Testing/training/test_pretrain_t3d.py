@@ -113,9 +113,7 @@ def test_study_vectors_are_the_mean_and_the_maximum_over_crops_of_pooled_tokens(
     model = recipe.model(tokenizer.vocab_size).eval()
     assert isinstance(model, T3dModel)
     with torch.no_grad():
-        for p in model.text_informed.parameters():
-            if p.ndim == 0:
-                p.fill_(0.7)
+        model.text_informed.cross_gate.fill_(0.7)
     maker = BatchMaker(
         stored, groups, tokenizer, recipe.views, recipe.reports,
         keys=(), seed=1, sentence_tokens=True, quarantine=Quarantine(None, 0, 1.0),

@@ -35,7 +35,7 @@ class TextInformedConfig(Settings):
 
 
 class GatedBlock(nn.Module):
-    """X' = X + tanh(g) CrossAttention(LN(X), T);  X'' = X' + tanh(g2) FFN(LN(X')).  g, g2: scalars, start 0.
+    """X' = X + tanh(g) CrossAttention(LN(X), T);  X'' = X' + tanh(g2) FFN(LN(X')).  g, g2: scalars, held by `TextInformed`.
 
     Source of the gates: Flamingo (Alayrac et al. 2022). Every image token is treated by itself: how many stand in a row
     changes nothing for any of them.
@@ -47,20 +47,18 @@ class GatedBlock(nn.Module):
         self.cross = Attention(config.channels, config.heads, memory_width=config.text_width)
         self.ffn_norm = nn.LayerNorm(config.channels)
         self.ffn = feed_forward(config.channels, config.ffn_ratio * config.channels, 0.0)
-        self.cross_gate = nn.Parameter(torch.zeros(()))
-        self.ffn_gate = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, text: Tensor, may_read: Tensor) -> Tensor:
-        """x: [B, N, C]; text: [B, L, W]; may_read: bool [B, L]."""
-        x = x + self.cross_gate.tanh() * self.cross(self.cross_norm(x), text, may_read[:, None, None, :])
-        return x + self.ffn_gate.tanh() * self.ffn(self.ffn_norm(x))
+    def forward(self, x: Tensor, text: Tensor, may_read: Tensor, cross_gate: Tensor, ffn_gate: Tensor) -> Tensor:
+        """x: [B, N, C]; text: [B, L, W]; may_read: bool [B, L]; gates: g and g2, scalars."""
+        x = x + cross_gate.tanh() * self.cross(self.cross_norm(x), text, may_read[:, None, None, :])
+        return x + ffn_gate.tanh() * self.ffn(self.ffn_norm(x))
 
 
 class TextInformed(nn.Module):
     """Image tokens that have read a report, and the common space in which they are compared.
 
     Where no token of the report may be read (text dropout, an empty report, no text at hand) one learned null token
-    stands in its place.
+    stands in its place. The gates of all blocks, which start closed, lie here beside one another: a block is used only by calling it.
     """
 
     def __init__(self, config: TextInformedConfig) -> None:
@@ -68,6 +66,8 @@ class TextInformed(nn.Module):
         self.config = config
         self.null_token = nn.Parameter(torch.randn(config.text_width) * 0.02)
         self.blocks = nn.ModuleList(GatedBlock(config) for _ in range(config.blocks))
+        self.cross_gate = nn.Parameter(torch.zeros(config.blocks))
+        self.ffn_gate = nn.Parameter(torch.zeros(config.blocks))
         self.projection = nn.Sequential(
             nn.Linear(config.channels, config.channels), nn.GELU(), nn.Linear(config.channels, config.projection_dim)
         )
@@ -82,8 +82,8 @@ class TextInformed(nn.Module):
         text = torch.cat([null, text], dim=1)
         kept = kept.bool()
         may_read = torch.cat([~kept.any(dim=1, keepdim=True), kept], dim=1)
-        for block in self.blocks:
-            x = block(x, text, may_read)
+        for n, block in enumerate(self.blocks):
+            x = block(x, text, may_read, self.cross_gate[n], self.ffn_gate[n])
         return x
 
     def without_text(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class TextInformed(nn.Module):
 
     def gates(self) -> Tensor:
         """Mean of |tanh g| over the text gates: 0 = the report has no effect."""
-        return torch.stack([cast(GatedBlock, block).cross_gate.tanh().abs() for block in self.blocks]).mean()
+        return self.cross_gate.tanh().abs().mean()
 
 
 def cells(feature_map: Tensor) -> Tensor:
