@@ -1,7 +1,7 @@
 """One VELVET-Med step of all objectives on shared encodings, against steps that encode anew, in one run, as one JSON line.
 
-`python benchmarks/velvet_step.py [--size quick|paper] [--side N] [--batch N] [--precision fp32|bf16]`. quick: the tiny preset.
-paper: the published encoders (Sv, Bt) at 96^3; on two CPU cores give --side 32 --batch 2, or have half an hour.
+`python benchmarks/velvet_step.py [--size quick|paper] [--side N] [--batch N] [--precision fp32|bf16] [--once]`. quick: the tiny
+preset. paper: the published encoders (Sv, Bt) at 96^3; on a CPU give --batch 2 --side 64 --parity-side 32 --once, or have an hour.
 References: "by_objective", in which each of the nine objectives runs its own encoder passes; "by_loss", in which each of the
 four losses of the paper (contrast at all levels; matching with masked language; volumes; text) does. Forward and backward, no optimiser.
 Parity comes first: every loss and all gradients in float32. Dropout is off on all sides, so that parity can be exact.
@@ -101,14 +101,14 @@ def prepared(recipe: VelvetRecipe, device: torch.device) -> tuple[Learner, Study
     return learner, made_up_batch(recipe, vocab_size, recipe.loop.batch, learner.keys).to(device)
 
 
-def parity(recipe: VelvetRecipe, device: torch.device) -> dict[str, Any]:
+def parity(recipe: VelvetRecipe, device: torch.device, references: Sequence[str]) -> dict[str, Any]:
     """Losses and gradients of the references against ours, in float32."""
     learner, batch = prepared(recipe.with_(loop=replace(recipe.loop, precision="fp32")), device)
     ways = groupings(learner)
     ours = step(learner, batch, ways["shared"], device)
     own = gradients(learner)
     losses, grads = 0.0, 0.0
-    for name in ("by_loss", "by_objective"):
+    for name in references:
         theirs = step(learner, batch, ways[name], device)
         losses = max(losses, *(abs(ours[k] - theirs[k]) / max(1e-6, abs(theirs[k])) for k in theirs))
         grads = max(grads, largest_difference(own, gradients(learner)))
@@ -127,7 +127,11 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help="studies (default: 4 quick, 10 paper)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing on all sides")
+    parser.add_argument("--parity-side", type=int, help="voxels for the comparison of losses and gradients (default: as timed)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--once", action="store_true", help="one round without a warm-up, no by_loss, no memory: where a step takes minutes"
+    )
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -140,23 +144,25 @@ def main() -> int:
         print_peak(lambda: step(learner, batch, groupings(learner)[args.only], device), device)
         return 0
     head = facts("velvet_step", device)
-    checked = parity(recipe, device)
+    references = ("by_objective",) if args.once else ("by_loss", "by_objective")
+    smaller = recipe_of(args.size, args.parity_side or args.side, args.batch, "fp32", recompute=args.recompute)
+    checked = parity(smaller, device, references)
     learner, batch = prepared(recipe, device)
-    ways = groupings(learner)
+    ways = {name: parts for name, parts in groupings(learner).items() if not (args.once and name == "by_loss")}
 
     def call(name: str) -> Callable[[], Any]:
         return lambda: step(learner, batch, ways[name], device)
 
-    rows = alternating({name: call(name) for name in ways}, args.repeats, device)
+    rows = alternating({name: call(name) for name in ways}, 1 if args.once else args.repeats, device, warm_up=not args.once)
     shared = ["--size", args.size, "--precision", args.precision, "--threads", str(args.threads), "--device", args.device]
     shared += ["--batch", str(recipe.loop.batch), "--side", str(recipe.views.global_voxels)] + (["--recompute"] if args.recompute else [])
     for name in ways:
-        rows[name] |= {"passes": passes(learner, ways[name]), **peak_in_child(__file__, name, shared)}
+        rows[name] |= {"passes": passes(learner, ways[name]), **({} if args.once else peak_in_child(__file__, name, shared))}
     ratios = {
         f"{word}shared_over_{name}": round(rows["shared"][what] / rows[name][what], 3)
-        for name in ("by_objective", "by_loss")
+        for name in ways
         for word, what in (("", "median_s"), ("processor_", "processor_s"), ("peak_", "peak_mb"))
-        if rows["shared"][what] and rows[name][what]
+        if name != "shared" and rows["shared"].get(what) and rows[name].get(what)
     }
     ratio = ratios["shared_over_by_objective"]
     line = {
@@ -164,6 +170,7 @@ def main() -> int:
         "input_sha256": [hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()],
         "input": {
             "preset": {"quick": "tiny", "paper": "paper"}[args.size],
+            "parity_voxels": args.parity_side or recipe.views.global_voxels,
             "voxels": [recipe.views.global_voxels, recipe.views.local_voxels],
             "batch": recipe.loop.batch,
             "tokens": int(next(iter(batch.texts.values())).ids.shape[1]),
@@ -172,7 +179,7 @@ def main() -> int:
             "dropout": 0.0,
         },
         "reference": rows["by_objective"],
-        "second_reference": rows["by_loss"],
+        "second_reference": rows.get("by_loss"),
         "ours": rows["shared"],
         "ratio": ratio,
         "ratios": ratios,

@@ -39,10 +39,10 @@ def gradients(folder: Path, store: Path, assignments: list[str], processes: Proc
     learner = Learner(recipe, tokenizer.vocab_size).double()
     names, loop = NAMES, recipe.loop
     if loop.parallel == "fsdp":
-        # Sharded weights want equal parts. Every layer is a unit here, however small.
+        # Sharded weights want equal parts.
         names = NAMES[: loop.batch]
         if processes.world_size > 1:
-            assert len(shard(learner, processes, studies=loop.batch, micro_batches=loop.micro_batches, least=1)) > 20
+            assert len(shard(learner, processes, studies=loop.batch, micro_batches=loop.micro_batches)) > 10
     maker = BatchMaker(
         studies,
         groups_of(studies),

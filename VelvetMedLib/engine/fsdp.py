@@ -3,8 +3,8 @@
 A unit's weights are gathered when its forward or backward pass begins and dropped when it ends; its gradients are summed over
 processes and cut up as soon as they are there. What follows from the engine's way of taking a step:
 
-* Units are modules that are only ever used by calling them: the blocks of the encoders, and the large single layers outside of
-  blocks. The rest (norms, scales, positions: about a hundredth of the weights) stays whole, and `Processes.sum_gradients` sums it.
+* Units are modules that are only ever used by calling them, never by reading their weights: the blocks of encoders and decoders, and
+  the large parts outside of blocks that `LARGE` names. The rest stays whole, and `Processes.sum_gradients` sums it.
 * There is no unit around all units: a step calls parts of the learner in several passes (cached gradients, objectives), never
   the learner itself, and a root that is not called first would leave its units' weights in pieces.
 * Losses are sums, so gradients are summed, not averaged; several passes in one step add up in the shards.
@@ -26,31 +26,32 @@ from torch import Tensor, nn
 from VelvetMedLib.engine.optimiser import gradient_norm
 from VelvetMedLib.engine.processes import Processes, is_shard
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.models.heads import RestorationDecoder, WordHead
+from VelvetMedLib.models.swin import PatchMerging
+from VelvetMedLib.models.tribert import TriBert
 
-LEAST = 1 << 14
-"""Numbers from which a layer outside of blocks is a unit; smaller ones cost more messages than memory."""
+LARGE = (PatchMerging, RestorationDecoder, WordHead)
+"""Parts outside of blocks that hold much and are only called, and so does the table of words of a TriBERT. Other models read such
+weights directly, and keep them whole."""
 
 
-def units_of(module: nn.Module, least: int = LEAST) -> dict[str, nn.Module]:
+def units_of(module: nn.Module) -> dict[str, nn.Module]:
     """Name -> module that is sharded as one: blocks (entries of the innermost lists), then large layers outside of them."""
     units: dict[str, nn.Module] = {}
 
-    def visit(name: str, part: nn.Module, *, listed: bool) -> None:
-        if listed and not any(isinstance(inner, nn.ModuleList) for inner in part.modules()):
+    def visit(name: str, part: nn.Module, *, unit: bool) -> None:
+        if unit and not any(isinstance(inner, nn.ModuleList) for inner in part.modules()):
             units[name] = part
             return
-        children = list(part.named_children())
-        own = sum(p.numel() for p in part.parameters(recurse=False))
-        if not children and isinstance(part, nn.Linear | nn.Embedding | nn.Conv3d | nn.ConvTranspose3d) and own >= least:
-            units[name] = part
-        for child, inner in children:
-            visit(f"{name}.{child}" if name else child, inner, listed=isinstance(part, nn.ModuleList))
+        for child, inner in part.named_children():
+            large = isinstance(inner, LARGE) or (isinstance(part, TriBert) and child == "token")
+            visit(f"{name}.{child}" if name else child, inner, unit=large or isinstance(part, nn.ModuleList))
 
-    visit("", module, listed=False)
+    visit("", module, unit=False)
     return {name: unit for name, unit in units.items() if any(p.requires_grad for p in unit.parameters())}
 
 
-def shard(module: nn.Module, processes: Processes, *, studies: int, micro_batches: int = 1, least: int = LEAST) -> list[str]:
+def shard(module: nn.Module, processes: Processes, *, studies: int, micro_batches: int = 1) -> list[str]:
     """Cut the units' weights up among the processes, starting from those of the first; returns the names of the units.
 
     studies, micro_batches: of a step. Raises TrainingError where a part of the batch would be smaller than another.
@@ -77,7 +78,7 @@ def shard(module: nn.Module, processes: Processes, *, studies: int, micro_batche
         ) from None
     processes.same_start([p.data for p in module.parameters()])
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
-    units = units_of(module, least)
+    units = units_of(module)
     for unit in units.values():
         # None would let a unit without another around it keep its weights after the forward pass.
         cut = cast(Any, fully_shard(unit, mesh=mesh, reshard_after_forward=True))

@@ -31,9 +31,14 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternating(calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Name -> times of `repeats` rounds in which the calls take turns, after one round that counts as the first run."""
-    cold = {name: clock(call, device) for name, call in calls.items()}
+def alternating(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, *, warm_up: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Name -> times of `repeats` rounds in which the calls take turns, after one round that counts as the first run.
+
+    Without warm_up the first run is counted: for calls of minutes, beside which a start is nothing.
+    """
+    cold = {name: clock(call, device) for name, call in calls.items()} if warm_up else {}
     both: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -41,7 +46,7 @@ def alternating(calls: Mapping[str, Callable[[], Any]], repeats: int, device: to
     return {
         name: {
             "name": name, "median_s": round(statistics.median(w for w, _ in t), 4), "min_s": round(min(w for w, _ in t), 4),
-            "max_s": round(max(w for w, _ in t), 4), "n": len(t), "first_s": round(cold[name][0], 4),
+            "max_s": round(max(w for w, _ in t), 4), "n": len(t), "first_s": round(cold.get(name, t[0])[0], 4),
             "processor_s": round(statistics.median(p for _, p in t), 4),
         }
         for name, t in both.items()
