@@ -16,7 +16,7 @@ import torch
 from Testing.objectives.world import SEED, STEP, terms_and_gradients
 from VelvetMedLib.objectives.context import Context
 
-TERMS = {"toys": 9, "colipri_toys": 5, "t3d_toys": 6}
+TERMS = {"toys": 9, "colipri_toys": 5, "t3d_toys": 6, "disruptive_toys": 1}
 """Losses of each set of toys."""
 
 # A starved machine starts a process slowly; what a healthy one needs is seconds.
@@ -74,6 +74,11 @@ def test_two_processes_equal_one_for_every_objective_of_colipri_style_training(t
         {"shares": [[2], [0, 6, 4, 5, 7]], "one_group": False, "of": "colipri_toys"},
         {"shares": [[0, 1], [2, 3]], "one_group": True, "of": "colipri_toys"},
     ]
+    run(tmp_path, 2, scenarios, repository)
+
+
+def test_two_processes_equal_one_for_disruptive_restoration(tmp_path: Path, repository: Path) -> None:
+    scenarios = [{"shares": [[0, 1, 2], [3]], "one_group": False, "of": "disruptive_toys"}]
     run(tmp_path, 2, scenarios, repository)
 
 

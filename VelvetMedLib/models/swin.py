@@ -218,8 +218,9 @@ class SwinEncoder(nn.Module):
         # One list per stage, of one entry: MONAI's tensor names have both numbers.
         self.layers1, self.layers2, self.layers3, self.layers4 = (nn.ModuleList([SwinStage(s, config)]) for s in range(4))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """x: [B, in_channels, X, Y, Z], RAS, sides multiples of `config.stride`.
+    def forward(self, x: Tensor, *, kept: Tensor | None = None) -> list[Tensor]:
+        """x: [B, in_channels, X, Y, Z], RAS, sides multiples of `config.stride`. kept: [B, embed_dim, X / patch, ...], factors on the
+        patch embedding before the first stage (0 takes a channel of a token away).
 
         Returns five maps [B, embed_dim * 2^s, X / (patch * 2^s), ...], s = 0..4, each through a parameter-free LayerNorm
         over channels. The last three are the levels bottom, middle and top.
@@ -233,7 +234,8 @@ class SwinEncoder(nn.Module):
                 next_step="Resize the view to such a grid before calling the encoder.",
             )
         recompute = self.recompute_activations and torch.is_grad_enabled()
-        maps = [self.patch_embed(x)]
+        embedded = self.patch_embed(x)
+        maps = [embedded if kept is None else embedded * kept.to(embedded.dtype)]
         for layers in (self.layers1, self.layers2, self.layers3, self.layers4):
             maps.append(cast(SwinStage, layers[0])(maps[-1], recompute=recompute))
         return [_channel_norm(m) for m in maps]

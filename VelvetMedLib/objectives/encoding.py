@@ -8,10 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from VelvetMedLib.models.swin import SwinConfig
 from VelvetMedLib.models.t3d import T3dModel
 from VelvetMedLib.models.velvet import GlobalFeatures, VelvetModel
-from VelvetMedLib.objectives.base import IMAGE_GLOBAL, Feature, LocalFeatures, Objective, StudyBatch, TextFeatures
+from VelvetMedLib.objectives.base import (
+    DISRUPTED_CHANNELS,
+    IMAGE_DISRUPTED,
+    IMAGE_GLOBAL,
+    Feature,
+    LocalFeatures,
+    Objective,
+    StudyBatch,
+    TextFeatures,
+)
 
 
 def needed_keys(objectives: Iterable[Objective]) -> tuple[str, ...]:
@@ -40,6 +51,10 @@ def _(model: VelvetModel | T3dModel, batch: StudyBatch, keys: Iterable[str]) -> 
     """Images of all keys go through the vision encoder in one pass where their sides agree; texts through the text layers, one by one."""
     wanted = list(keys)
     features: dict[str, Feature] = {}
+    if IMAGE_DISRUPTED in wanted:
+        wanted.remove(IMAGE_DISRUPTED)
+        kept = whole_blocks(batch.extras[DISRUPTED_CHANNELS], model.swin.config, batch.images[IMAGE_DISRUPTED])
+        features[IMAGE_DISRUPTED] = LocalFeatures(model.swin(batch.images[IMAGE_DISRUPTED], kept=kept)[-1])
     image_keys = [key for key in wanted if key.startswith("image.")]
     for shape in dict.fromkeys(batch.images[key].shape for key in image_keys):
         together = [key for key in image_keys if batch.images[key].shape == shape]
@@ -55,6 +70,12 @@ def _(model: VelvetModel | T3dModel, batch: StudyBatch, keys: Iterable[str]) -> 
         layout = batch.texts[key]
         features[key] = TextFeatures(model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask))
     return features
+
+
+def whole_blocks(kept: Tensor, config: SwinConfig, image: Tensor) -> Tensor:
+    """kept: [B, embed_dim, bx, by, bz], one number per block of tokens -> the same for every token of the image's patch grid."""
+    grid = [side // config.patch for side in image.shape[2:]]
+    return functional.interpolate(kept.float(), grid, mode="nearest")
 
 
 def image_cells(feature: Any) -> Tensor:

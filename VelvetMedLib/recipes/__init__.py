@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from VelvetMedLib.recipes.base import Recipe
 
-RECIPES = {"t3d": "VelvetMedLib.recipes.t3d", "velvet": "VelvetMedLib.recipes.velvet", "colipri": "VelvetMedLib.recipes.colipri"}
+RECIPES = {
+    "velvet": "VelvetMedLib.recipes.velvet",
+    "colipri": "VelvetMedLib.recipes.colipri",
+    "t3d": "VelvetMedLib.recipes.t3d",
+    "disruptive": "VelvetMedLib.recipes.disruptive",
+}
 """Name on the command line -> module with `PRESETS`: loaded when it is asked for, so that listing the names needs no torch."""
 
 

@@ -265,7 +265,7 @@ def tiny() -> ColipriRecipe:
         views=ViewSettings(global_voxels=32, local_voxels=64, fine_spacing_mm=(6.0, 6.0, 6.0)),
         reports=ReportSettings(max_tokens=256),
         optimiser=OptimiserSettings(learning_rate=1e-3, last_rate=1e-5, beta2=0.95, weight_decay=0.05, warmup_share=0.05),
-        loop=LoopSettings(batch=16, readers=1, save_every=50, validate_every=100),
+        loop=LoopSettings(batch=16, precision="fp32", readers=1, save_every=50, validate_every=100),
     )
 
 

@@ -79,7 +79,7 @@ def make_plan(recipe: Recipe, vocab_size: int, processes: Processes) -> Plan:
     )
 
 
-PART_NAMES = {"swin": "image encoder", "tribert": "text encoder", "image": "image encoder", "text": "text encoder"}
+PART_NAMES = {"swin": "image encoder", "tribert": "text encoder", "image_encoder": "image encoder", "text_encoder": "text encoder"}
 REST = "projections and adapter"
 
 
