@@ -161,20 +161,25 @@ def swin_config_of(tensors: Mapping[str, Tensor], *, legacy_merging: bool, legac
     """The settings that the encoder's tensors tell by their shapes; the two legacy switches leave no trace in them."""
     try:
         embed_dim, in_channels, patch = tensors["patch_embed.proj.weight"].shape[:3]
-        depths, heads, windows = [], [], set()
+        depths, heads, windows, ratios = [], [], set(), set()
         for stage in range(1, 5):
             front = f"layers{stage}.0.blocks."
             blocks = {int(name.removeprefix(front).split(".")[0]) for name in tensors if name.startswith(front)}
-            rows, columns = tensors[f"{front}0.attn.relative_position_bias_table"].shape
             depths.append(len(blocks))
+            if not blocks and f"layers{stage}.0.downsample.norm.weight" in tensors:
+                heads.append(1)  # a stage that only merges has no heads to tell of
+                continue
+            rows, columns = tensors[f"{front}0.attn.relative_position_bias_table"].shape
             heads.append(int(columns))
             windows.add((round(rows ** (1 / 3)) + 1) // 2)
-        ratio = tensors["layers1.0.blocks.0.mlp.linear1.weight"].shape[0] // embed_dim
+            ratios.add(int(tensors[f"{front}0.mlp.linear1.weight"].shape[0] // (embed_dim * 2 ** (stage - 1))))
+        if len(ratios) != 1:
+            raise ValueError("attention block, or blocks of different inner widths")
     except (KeyError, ValueError) as error:
         refuse(
             "The tensors are not those of a Swin encoder.",
             found=f"no usable {error}",
-            expected="patch embedding and four stages of at least one block, with MONAI's names",
+            expected="patch embedding and four stages, one of them with blocks, with MONAI's names",
             next_step="Give the checkpoint of a MONAI SwinTransformer, SwinUNETR or its self-supervised pre-training.",
         )
     if len(windows) != 1:
@@ -186,7 +191,7 @@ def swin_config_of(tensors: Mapping[str, Tensor], *, legacy_merging: bool, legac
         heads=tuple(heads),
         window=windows.pop(),
         patch=int(patch),
-        mlp_ratio=int(ratio),
+        mlp_ratio=ratios.pop(),
         legacy_merging=legacy_merging,
         legacy_relative_index=legacy_relative_index,
     )

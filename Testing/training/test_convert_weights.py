@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from convert_weights import convert_bert, convert_swin, main, read_tensors
-from converted import CONFIG, RECORD, TOKENIZER, WEIGHTS, read_converted, tensor_sha256, text_encoder
+from converted import CONFIG, RECORD, TOKENIZER, WEIGHTS, check_swin, read_converted, swin_config_of, tensor_sha256, text_encoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -173,6 +173,24 @@ def test_swin_weights_that_do_not_fit_are_refused_by_the_tensors_name(tmp_path: 
     with pytest.raises(BundleError, match=named):
         convert_swin(tmp_path / "w.pt", tmp_path / "out", legacy_merging=True, legacy_relative_index=True, stated={})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("depths", [(0, 1, 2, 1), (1, 0, 1, 0)])
+def test_the_settings_of_an_encoder_with_a_stage_that_only_merges_are_read_from_its_tensors(depths: tuple[int, ...]) -> None:
+    made = SwinEncoder(SwinConfig(embed_dim=8, depths=depths, heads=(1, 2, 4, 8), window=3, mlp_ratio=2))
+    told = swin_config_of(made.state_dict(), legacy_merging=False, legacy_relative_index=False)
+    assert (told.depths, told.embed_dim, told.window, told.mlp_ratio) == (depths, 8, 3, 2)
+    check_swin(told, made.state_dict())
+    again = SwinEncoder(told)
+    again.load_state_dict(made.state_dict())
+    x = torch.rand(1, 1, 32, 32, 32)
+    assert all(torch.equal(a, b) for a, b in zip(again(x), made(x), strict=True))
+
+
+def test_an_encoder_without_any_block_is_refused_in_words() -> None:
+    made = SwinEncoder(SwinConfig(embed_dim=8, depths=(0, 0, 0, 0), heads=(1, 1, 1, 1)))
+    with pytest.raises(VelvetMedError, match="not those of a Swin encoder"):
+        swin_config_of(made.state_dict(), legacy_merging=False, legacy_relative_index=False)
 
 
 def test_a_changed_conversion_is_not_read(tmp_path: Path) -> None:
