@@ -14,7 +14,7 @@ import torch
 
 from VelvetMedLib.ct import read
 from VelvetMedLib.ct.views import fine_view, global_view
-from VelvetMedLib.engine.data import EVALUATION, BatchMaker, Quarantine, cut_crop, drawn_start, groups_of
+from VelvetMedLib.engine.data import EVALUATION, BatchMaker, Quarantine, drawn_start, groups_of
 from VelvetMedLib.engine.loader import Loader
 from VelvetMedLib.engine.manifest import Quarantined, read_manifest
 from VelvetMedLib.engine.randomness import generator
@@ -25,6 +25,7 @@ from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.tribert import attention_rule
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, IMAGE_LOCAL_A, IMAGE_LOCAL_B, NOT_ASKED, TEXT_CLEAN, TEXT_MASKED_MM, StudyBatch
 from VelvetMedLib.objectives.encoding import needed_keys
+from VelvetMedLib.recipes.crops import cut
 from VelvetMedLib.recipes.layouts import lay_out
 from VelvetMedLib.recipes.parts import ReportSettings
 from VelvetMedLib.recipes.velvet import micro
@@ -235,7 +236,7 @@ def test_crops_equal_a_padded_cut_and_cover_no_needless_air() -> None:
     for _ in range(50):
         start = drawn_start(volume.shape, (4, 6, 4), draw)
         where = tuple(slice(10 + int(a), 10 + int(a) + n) for a, n in zip(start, (4, 6, 4), strict=True))
-        assert np.array_equal(cut_crop(volume, start, (4, 6, 4)), padded[where])
+        assert np.array_equal(cut(volume, start, (4, 6, 4)), padded[where])
         assert 0 <= start[0] <= 1 and -2 <= start[1] <= 0 and 0 <= start[2] <= 5
 
 

@@ -37,12 +37,12 @@ from VelvetMedLib.objectives.base import (
 from VelvetMedLib.objectives.corruption import choose_donor, corrupted_view
 from VelvetMedLib.objectives.groups import close_groups, report_hash, study_key
 from VelvetMedLib.objectives.masking import MaskingRule
+from VelvetMedLib.recipes.crops import cut
 from VelvetMedLib.recipes.inputs import InputMaker
 from VelvetMedLib.recipes.layouts import lay_out
 from VelvetMedLib.recipes.parts import ReportSettings, ViewSettings
 from VelvetMedLib.shapes import IntTriple
 
-OUTSIDE_HU = -1024
 LOCAL = (IMAGE_LOCAL_A, IMAGE_LOCAL_B)
 MASKED = (TEXT_MASKED_MM, TEXT_MASKED_UNI)
 INPUT_FIELDS = ("images", "texts", "labels", "clean", "quarter_turns", "extras")
@@ -243,7 +243,7 @@ class BatchMaker:
         side = self.views.local_voxels
         hu = entry.fine()
         start = drawn_start(hu.shape, (side, side, side), draw)
-        return scaled(cut_crop(hu, start, (side, side, side)), self.views.hu_window)
+        return scaled(cut(hu, start, (side, side, side)), self.views.hu_window)
 
     def _text(self, name: str, epoch: int, parts: dict[str, dict[str, Any]]) -> None:
         draw = None if epoch == EVALUATION else generator(self.seed, epoch, name, "sentences")
@@ -253,17 +253,6 @@ class BatchMaker:
                 parts["texts"][key] = layout
             elif key in MASKED:
                 parts["texts"][key], parts["labels"][key] = self.rule.masked(layout, [generator(self.seed, epoch, name, key)])
-
-
-def cut_crop(hu_xyz: NDArray[np.int16], start: NDArray[np.int64], shape: IntTriple) -> NDArray[np.int16]:
-    """The box [start, start + shape) of a volume; what lies outside the volume is air outside the scanner's circle."""
-    result = np.full(shape, OUTSIDE_HU, np.int16)
-    low, high = np.maximum(start, 0), np.minimum(start + shape, hu_xyz.shape)
-    if np.all(high > low):
-        source = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        target = tuple(slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
-        result[target] = hu_xyz[source]
-    return result
 
 
 def drawn_start(volume: tuple[int, ...], shape: IntTriple, draw: np.random.Generator) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from VelvetMedLib.objectives.text_informed_contrast import told
 from VelvetMedLib.objectives.text_informed_restoration import ASKED, IMAGE_CORRUPT_A
 from VelvetMedLib.recipes.crops import CropChanges, CropSettings, Start, central_start, changed_crop, cut, draw_start, tile_starts
 from VelvetMedLib.recipes.inputs import Inputs, StudySource
+from VelvetMedLib.recipes.layouts import lay_out
 from VelvetMedLib.shapes import IntTriple
 
 CROPS = (IMAGE_LOCAL_A, IMAGE_LOCAL_B, *(f"image.local_{letter}" for letter in "cdefgh"))
@@ -123,10 +124,7 @@ class T3dInputs:
 
     def _layout(self, study: StudySource) -> TextLayout:
         draw = None if study.evaluation else study.draw("sentences")
-        reports = study.reports
-        return study.tokenizer.layout(
-            [study.sentences()], reports.max_tokens, draw is not None, draw, max_sentences=reports.max_sentences
-        )  # fmt: skip
+        return lay_out(study.tokenizer, study.sentences(), study.reports, sentence_tokens=study.tokens_for_sentences, draw=draw)
 
     def _starts(self, study: StudySource, body: BodyCells, size: IntTriple) -> list[Start]:
         """Where the crops lie: drawn, the later ones near the first if asked for; in evaluation the middle, then even steps."""
