@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,3 +86,51 @@ def test_a_missing_key_is_named():
     with pytest.raises(BundleError) as error:
         parse(json.dumps(data))
     assert "overlap" in error.value.found
+
+
+# families
+
+
+def _text_of(bundle: Any, change: Callable[[dict[str, Any]], None]) -> str:
+    data = json.loads(bundle.config.to_json())
+    change(data)
+    return json.dumps(data)
+
+
+def test_a_bundle_of_the_first_family_is_written_as_older_versions_read_it(random_bundle: Any) -> None:
+    data = json.loads(random_bundle.config.to_json())
+    assert not {"family", "zero_shot"} & set(data) and set(data["views"]) == {"global", "fine"}
+    assert parse(json.dumps(data)) == random_bundle.config
+
+
+def test_a_bundle_of_one_crop_survives_its_json(colipri_bundle: Any) -> None:
+    assert parse(colipri_bundle.config.to_json()) == colipri_bundle.config
+
+
+def test_a_family_that_is_not_known_is_refused(random_bundle: Any) -> None:
+    with pytest.raises(BundleError, match="kind that this VelvetMed does not know"):
+        parse(_text_of(random_bundle, lambda d: d.update(family="telepathy")))
+
+
+@pytest.mark.parametrize("view", ["global", "fine"])
+def test_a_bundle_without_a_view_that_its_family_needs_is_refused(random_bundle: Any, view: str) -> None:
+    with pytest.raises(BundleError) as refused:
+        parse(_text_of(random_bundle, lambda d: d["views"].pop(view)))
+    assert view in refused.value.found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["views"].pop("crop"), "views: no crop"),
+        (lambda d: d.pop("zero_shot"), "nothing"),
+        (lambda d: d["views"]["crop"].update(orientation="LPS"), "LPS"),
+        (lambda d: d["views"]["crop"].update(windows=0), "0"),
+        (lambda d: d["zero_shot"].update(variant="vibes"), "vibes"),
+        (lambda d: d.update(structures=["liver"]), "liver"),
+    ],
+)
+def test_a_bundle_of_one_crop_with_a_setting_that_cannot_be_is_refused(colipri_bundle: Any, change: Any, words: str) -> None:
+    with pytest.raises(BundleError) as refused:
+        parse(_text_of(colipri_bundle, change))
+    assert words in refused.value.found

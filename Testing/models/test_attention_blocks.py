@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from VelvetMedLib.models.attention_blocks import ROWS, attention_by_blocks
+from VelvetMedLib.models import attention_blocks
+from VelvetMedLib.models.attention_blocks import attention_by_blocks
 
 
-@pytest.mark.parametrize("count", [1, ROWS - 1, ROWS, 2 * ROWS + 5])
-def test_blocks_equal_the_whole_computed_in_float64_up_to_the_rounding_of_bf16(count: int) -> None:
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (37, 37), (37, 8), (40, 8), (9, 100)])
+def test_blocks_equal_the_whole_computed_in_float64_up_to_the_rounding_of_bf16(
+    count: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(count)
+    monkeypatch.setattr(attention_blocks, "SCORES", rows * count)
     q, k, v = (torch.randn(2, 3, count, 12).bfloat16() for _ in range(3))
     wanted = (q.double() @ k.double().transpose(-1, -2) * 12**-0.5).softmax(dim=-1) @ v.double()
     found = attention_by_blocks(q, k, v)

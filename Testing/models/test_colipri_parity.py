@@ -141,3 +141,17 @@ def test_windowed_features_are_the_packages_sliding_window() -> None:
     assert (ours.pooled(features) - wanted).abs().max() <= LIMIT
     dense = theirs.encode_image(image, pool=False, project=True, normalize=True, window_size=32)
     assert (ours.dense(features) - dense).abs().max() <= LIMIT
+
+
+def test_word_pieces_are_those_of_the_tokenizer_that_the_package_loads() -> None:
+    """The package's tokenizer is a BertTokenizer with a published vocabulary; here with a made-up one, padded and cut as there."""
+    transformers = pytest.importorskip("transformers")
+    from Testing.plugins.colipri_bundles import PIECES
+    from VelvetMedLib.models.bert import BertTokenizer, tokenizer_from_vocabulary
+
+    theirs = transformers.BertTokenizer(vocab={piece: n for n, piece in enumerate(PIECES)}, model_max_length=32)
+    ours = BertTokenizer(tokenizer_from_vocabulary("\n".join(PIECES)), positions=32)
+    texts = ["No LUNG nodules present.", "Pleural effusion - left; überall 3 mm", "", "effusion " * 40, "naïve  café\n\tlung"]
+    wanted = theirs(texts, max_length=32, padding="max_length", truncation=True, return_tensors="pt")
+    ids, mask = ours.batch(texts, whole=True)
+    assert torch.equal(ids, wanted["input_ids"]) and torch.equal(mask, wanted["attention_mask"].bool())

@@ -117,6 +117,15 @@ def test_an_encoding_survives_its_file(encoding: Any, tmp_path: Path) -> None:
     assert (back.volume_sha256, back.encoding_key, back.precision) == (encoding.volume_sha256, encoding.encoding_key, encoding.precision)
 
 
+@pytest.mark.parametrize("heads", [False, True])
+def test_progress_ends_near_one_for_either_kind_of_model(
+    make_body: Callable[..., Any], colipri_bundle: Any, random_bundle: Any, heads: bool
+) -> None:
+    seen: list[float] = []
+    tasks.encode(make_body(seed=92), random_bundle if heads else colipri_bundle, progress=lambda fraction, *_: seen.append(fraction))
+    assert seen == sorted(seen) and seen[-1] > 0.6
+
+
 # findings from prompts
 
 

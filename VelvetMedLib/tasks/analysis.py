@@ -19,7 +19,7 @@ from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, attri
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
-from VelvetMedLib.tasks.crop import takes_one_crop
+from VelvetMedLib.tasks.crop import stages_of, takes_one_crop
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels
@@ -35,9 +35,9 @@ PARTS = ("segments", "findings", "report")
 """What an analysis makes unless it is asked for less."""
 STAGES = {
     "prepare": 0.15, "fine": 0.35, "tokens": 0.05, "global": 0.03, "reader": 0.02,
-    "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05, "crop": 1.0,
+    "findings": 0.05, "segmentation": 0.2, "report": 0.1, "write": 0.05,
 }  # fmt: skip
-"""Expected share of the time of each stage, for the progress bar; a crop stands in the place of fine, tokens, global and reader."""
+"""Expected share of the time of each stage, for the progress bar."""
 WITHOUT = {
     "segments": "The model in use has no trained heads: it makes no segments, and nothing is measured.",
     "report": "The model in use has no writer: it makes no draft report.",
@@ -70,7 +70,7 @@ def analyze(
 
     parts: what to make (`PARTS`); a report needs the findings, so these come with it. Raises ValueError on an unknown one.
     """
-    run = Run(progress, cancel, STAGES)
+    run = Run(progress, cancel, stages_of(bundle, STAGES))
     done = run_analysis(volume, bundle, style=style, parts=parts, run=run)
     case = done.case
     if out is not None:
@@ -87,7 +87,7 @@ def run_analysis(
     """The analysis in memory."""
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts of an analysis: {sorted(unknown)}")
-    run = run or Run(None, None, STAGES)
+    run = run or Run(None, None, stages_of(bundle, STAGES))
     missing = sorted({"segments", "report"} & set(parts)) if takes_one_crop(bundle) else []
     parts = set(parts) - set(missing)
     encoding = encode(volume, bundle, run=run)

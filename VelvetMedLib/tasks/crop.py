@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,14 @@ CROP, WINDOWED = "crop", "windowed"
 def takes_one_crop(bundle: Bundle) -> bool:
     """Whether the bundle's model looks at one cube of a scan and has no dense heads, reader or decoder."""
     return bool(bundle.config.family == COLIPRI)
+
+
+def stages_of(bundle: Bundle, weights: Mapping[str, float]) -> dict[str, float]:
+    """Expected shares of the time of those stages that this bundle's model has: a crop stands for everything that needs heads."""
+    if not takes_one_crop(bundle):
+        return dict(weights)
+    heads = {"fine", "tokens", "global", "reader", "segmentation", "report"}
+    return {name: share for name, share in weights.items() if name not in heads} | {CROP: 2.0}
 
 
 def need_heads(bundle: Bundle, what: str) -> None:

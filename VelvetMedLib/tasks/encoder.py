@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.bundle.config import refuse
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.shapes import IntTriple
-from VelvetMedLib.tasks.crop import CROP, WINDOWED, encode_crop, need_heads, takes_one_crop
+from VelvetMedLib.tasks.crop import CROP, WINDOWED, encode_crop, need_heads, stages_of, takes_one_crop
 from VelvetMedLib.tasks.encoding import LEAST_LESION_BYTE, Encoding, FinePart, GlobalPart, Reading, fine_maps
 from VelvetMedLib.tasks.organs import tidy_organs
 from VelvetMedLib.tasks.precision import choose_precision
@@ -35,8 +35,8 @@ CROP_NEEDS = frozenset({CROP})
 STRIDE = 16
 FULL_PRECISION_VOXELS = 2_000_000
 """Larger grids accumulate their tiles in half precision: a quarter of a gigabyte instead of half of one per two million cells."""
-STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.05, "crop": 2.0}
-"""Expected share of the time of each stage; a crop has no other stage than its preparation."""
+STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.05}
+"""Expected share of the time of each stage."""
 _KEPT_ENCODINGS = 2
 _cache: OrderedDict[tuple[str, str], Encoding] = OrderedDict()
 _lock = threading.Lock()
@@ -61,7 +61,7 @@ def encode(
     wanted = _with_their_own_needs((CROP_NEEDS if one_crop else NEEDS) if needs is None else needs)
     if wanted & NEEDS:
         need_heads(bundle, "the parts of an analysis")
-    run = run or Run(progress, cancel, STAGES)
+    run = run or Run(progress, cancel, stages_of(bundle, STAGES))
     # One view of a crop is one encoding: the windowed one is another, of the same scan and weights.
     key = (volume.sha256(), bundle.encoding_key + ("" if WINDOWED not in wanted else f" {WINDOWED}"))
     with _lock:

@@ -13,6 +13,7 @@ from VelvetMedLib.errors import ScanError, UsageError, VelvetMedError
 from VelvetMedLib.reports import ontology, parse_report
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.analysis import case_encoding
+from VelvetMedLib.tasks.crop import stages_of
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
 SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr")
-STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.03, "reader": 0.02, "crop": 2.0}
+STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.03, "reader": 0.02}
 """Share of the time of one scan."""
 REPORT_ENDINGS = (".txt", ".md")
 REPORT_IN_FOLDER = "report.txt"
@@ -79,7 +80,7 @@ def index_folder(
             if progress is not None:
                 progress((place - 1 + fraction) / len(found), f"scan {place} of {len(found)}", None)
 
-        return Run(report, cancel, STAGES)
+        return Run(report, cancel, stages_of(bundle, STAGES))
 
     def items() -> Iterator[Item]:
         for place, path in enumerate(found, start=1):
@@ -182,7 +183,7 @@ def search(
             next_step="Give exactly one of --text, --volume and --case.",
         )
     opened = Index(index, bundle)
-    run = Run(progress, cancel, STAGES)
+    run = Run(progress, cancel, stages_of(bundle, STAGES))
     if text is not None:
         return opened.by_text(text, bundle, count=count)
     if case is not None:
