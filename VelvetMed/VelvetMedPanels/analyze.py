@@ -185,6 +185,7 @@ def stage_word(stage: str) -> str:
         "prepare": _("Preparing the scan"),
         "fine": _("Organs and lesions"),
         "tokens": _("Measuring what was found"),
+        "crop": _("Looking at the whole chest"),
         "global": _("The scan as a whole"),
         "reader": _("Reading it together"),
         "findings": _("Findings"),
