@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.loader import Loader
+from VelvetMedLib.engine.loader import loaders
 from VelvetMedLib.engine.log import read_log
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import generator
@@ -65,10 +65,7 @@ class Line(Trainable):
 
 def trainer(line: Line, run: Path, steps: int, **others: Any) -> Trainer:
     sampler = StepSampler(NAMES, line.loop.batch, 1)
-
-    def loader(first: int) -> Loader:
-        return Loader(PointMaker(), sampler, first_step=first, last_step=steps, micro_batches=line.loop.micro_batches)
-
+    loader = loaders(PointMaker(), sampler, line.loop, steps=steps)
     run.mkdir(exist_ok=True)
     return Trainer(line, run=run, steps=steps, seed=1, make_loader=loader, processes=Processes("cpu"), **others)
 

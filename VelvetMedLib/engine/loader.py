@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias, cast
 
 from VelvetMedLib.engine.sampler import StepSampler, part_of
+from VelvetMedLib.recipes.parts import LoopSettings
 
 Batch: TypeAlias = Any
 """Whatever the trainable reads; all that the engine asks of it is `to(device)`. A pre-training's is `StudyBatch`."""
@@ -83,3 +84,31 @@ class Loader:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def loaders(
+    maker: MakesBatches | MakesCompanions,
+    sampler: StepSampler,
+    loop: LoopSettings,
+    *,
+    steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    companions: StepSampler | None = None,
+) -> Callable[[int], Loader]:
+    """What the trainer asks for: from a first step to the loader of that step and those after, up to `steps`."""
+
+    def loader(first_step: int) -> Loader:
+        return Loader(
+            maker,
+            sampler,
+            first_step=first_step,
+            last_step=steps,
+            micro_batches=loop.micro_batches,
+            rank=rank,
+            world_size=world_size,
+            readers=loop.readers,
+            companions=companions,
+        )
+
+    return loader

@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,9 +70,10 @@ class RunFolder:
         return True
 
     def note_start(self, facts: Mapping[str, Any]) -> None:
-        """One more line in starts.jsonl."""
+        """One more line in starts.jsonl, with the time."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
         with (self.folder / "starts.jsonl").open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(json.dumps(dict(facts), ensure_ascii=False) + "\n")
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         if self._lock is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from VelvetMedLib.engine.loader import Loader, MakesBatches
+from VelvetMedLib.engine.loader import MakesBatches, loaders
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.runfolder import RunFolder, environment
 from VelvetMedLib.engine.sampler import StepSampler
@@ -54,24 +54,12 @@ def train_stage(
     folder = RunFolder(run)
     try:
         earlier = {name: fingerprint(module) for name, module in (stands_on or {}).items()}
-        folder.check({"recipe": settings.to_dict(), "seed": seed, "cases": sorted(names), "stands_on": earlier})
+        resumed = folder.check({"recipe": settings.to_dict(), "seed": seed, "cases": sorted(names), "stands_on": earlier})
         processes = Processes("cpu")
-        folder.note_start(environment(str(processes.device), Path(__file__).parent))
+        folder.note_start({"resumed": resumed, **environment(str(processes.device), Path(__file__).parent)})
         sampler = StepSampler(names, settings.loop.batch, seed)
-
-        def loader(first: int) -> Loader:
-            return Loader(
-                maker,
-                sampler,
-                first_step=first,
-                last_step=settings.steps,
-                micro_batches=settings.loop.micro_batches,
-                readers=settings.loop.readers,
-            )
-
-        trainer = Trainer(
-            stage, run=run, steps=settings.steps, seed=seed, make_loader=loader, processes=processes, after_step=after_step
-        )  # fmt: skip
+        loader = loaders(maker, sampler, settings.loop, steps=settings.steps)
+        trainer = Trainer(stage, run=run, steps=settings.steps, seed=seed, make_loader=loader, processes=processes, after_step=after_step)
         if trainer.run():
             raise StoppedOnRequest
         if trainer.average is not None:

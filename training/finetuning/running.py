@@ -22,7 +22,7 @@ from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.ct import read_labels, resample_labels, write_nifti
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.files import write_json, write_text
-from VelvetMedLib.engine.loader import Loader
+from VelvetMedLib.engine.loader import loaders
 from VelvetMedLib.engine.manifest import Quarantined
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
@@ -85,7 +85,7 @@ def finetune_segmentation(
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = {"kind": task.kind, "structures": task.names, "cases": {part: len(task.of(part)) for part in ("train", "val", "test")}}
         resumed = folder.check({"recipe": settings.to_dict(), "task": kind, "encoder": start.origin, "steps": steps, "seed": seed})
-        folder.note_start(environment(str(on), Path(__file__).parent))
+        folder.note_start({"resumed": resumed, **environment(str(on), Path(__file__).parent)})
         cases, quarantined = prepare(task, store or run / "prepared", settings.data, processes=processes, progress=_told(say))
         _note(run, quarantined, len(task.cases), say)
         parts = {part: [case for case in cases if case.files.split == part] for part in ("train", "val", "test")}
@@ -101,18 +101,12 @@ def finetune_segmentation(
         stage = SegmentationStage(model, settings, loop, task.names)
         maker = CropMaker(parts["train"], settings.data, settings.augment, plan, seed)
         sampler = StepSampler([case.name for case in parts["train"]], loop.batch, seed)
-
-        def loader(first: int) -> Loader:
-            return Loader(
-                maker, sampler, first_step=first, last_step=steps, micro_batches=loop.micro_batches, readers=loop.readers
-            )  # fmt: skip
-
         trainer = Trainer(
             stage,
             run=run,
             steps=steps,
             seed=seed,
-            make_loader=loader,
+            make_loader=loaders(maker, sampler, loop, steps=steps),
             processes=alone,
             quarantine=quarantined,
             selection=by_dice(parts["val"], settings, task.names, on),

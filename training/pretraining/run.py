@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pretraining.warm import Warm, read_warm
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.data import BatchMaker, Quarantine, groups_of
 from VelvetMedLib.engine.learner import Learner
-from VelvetMedLib.engine.loader import Loader
+from VelvetMedLib.engine.loader import loaders
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.runfolder import RunFolder, environment
@@ -214,24 +213,19 @@ def pretrain(
         maker = batch_maker(data, "train", recipe, learner.made, options.seed)
         along = companion_sampler(data, recipe, processes, options.seed)
 
-        def loader(first_step: int) -> Loader:
-            return Loader(
-                maker,
-                sampler,
-                first_step=first_step,
-                last_step=options.steps,
-                micro_batches=recipe.loop.micro_batches,
-                rank=processes.rank,
-                world_size=processes.world_size,
-                readers=recipe.loop.readers,
-                companions=along,
-            )
-
+        loader = loaders(
+            maker,
+            sampler,
+            recipe.loop,
+            steps=options.steps,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            companions=along,
+        )
         chosen = selection(data, recipe, processes, options.seed)
         if processes.first:
             folder.note_start(
                 {
-                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "resumed": resumed,
                     "processes": processes.world_size,
                     **environment(str(processes.device), source),
@@ -259,8 +253,8 @@ def pretrain(
 
 
 def _introduce(recipe: Recipe, data: Data, validates: bool) -> None:
-    print(f"{recipe.key}: {len(data.split('train'))} studies to learn from, {len(data.split('val'))} to validate on", flush=True)
-    if data.scans:
+    print(f"{recipe.key}: {len(data.learnt_from(recipe))} studies to learn from, {len(data.split('val'))} to validate on", flush=True)
+    if data.scans and recipe.needs_reports:
         print(f"{len(data.scans)} scans without a report go along", flush=True)
     if len(data.quarantine):
         print(f"{len(data.quarantine)} studies are quarantined; quarantine.jsonl in the run folder says why", flush=True)
