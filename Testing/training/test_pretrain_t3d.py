@@ -163,7 +163,7 @@ def test_the_four_ways_are_probed_and_printed_side_by_side(tmp_path: Path) -> No
             self.with_text = {FINDINGS[0]: {"mean": telling, "max": noise}, FINDINGS[1]: {"mean": noise, "max": noise}}
             self.crops = [1]
 
-    results = probed({split: Made(split) for split in SPLITS}, truth, FINDINGS)
+    results = probed({split: Made(split) for split in SPLITS}, truth, FINDINGS, draws=20)
     assert list(results) == ["without text, mean", "without text, max", "with text, mean", "with text, max"]
     told = results["with text, mean"][0].auroc
     assert told is not None and told > 0.95 and results["without text, mean"][0].auroc < 0.75

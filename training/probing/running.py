@@ -40,12 +40,14 @@ def recipe_of(run: Path) -> tuple[T3dRecipe, int]:
     return T3dRecipe.from_dict(facts["recipe"]), int(facts["seed"])
 
 
-def probed(vectors: Mapping[str, StudyVectors], truth: Truth, findings: Sequence[str]) -> dict[str, list[FindingProbe]]:
-    """ "without text, mean" and so on -> one logistic regression per finding."""
+def probed(
+    vectors: Mapping[str, StudyVectors], truth: Truth, findings: Sequence[str], *, draws: int = 500
+) -> dict[str, list[FindingProbe]]:
+    """ "without text, mean" and so on -> one logistic regression per finding. draws: for the intervals."""
     results: dict[str, list[FindingProbe]] = {}
     for pool in POOLS:
         plain = (ProbeSplit(features=vectors[split].without_text[pool], truth=truth[split]) for split in SPLITS)
-        results[f"without text, {pool}"] = linear_probe(*plain, findings)
+        results[f"without text, {pool}"] = linear_probe(*plain, findings, draws=draws)
     for pool in POOLS:
         results[f"with text, {pool}"] = [
             linear_probe(
@@ -54,6 +56,7 @@ def probed(vectors: Mapping[str, StudyVectors], truth: Truth, findings: Sequence
                     for split in SPLITS
                 ),
                 [finding],
+                draws=draws,
             )[0]
             for column, finding in enumerate(findings)
         ]
