@@ -90,7 +90,7 @@ def test_it_is_a_recipe_of_its_own_and_one_line_puts_it_beside_velvets_objective
     alone = preset("disruptive", "micro")
     learner = Learner(alone, 300)
     assert learner.made == (IMAGE_DISRUPTED, DISRUPTED_CHANNELS) and not alone.needs_reports
-    both = mixed(velvet.micro(), disruptive.PRESETS["micro"](), "disruptive_restoration")
+    both = mixed(velvet.micro(), disruptive.micro(), "disruptive_restoration")
     assert [*Learner(both, 300).listed()][-1] == "disruptive_restoration" and len(both.makers(both.shapes(300))) == 10
     with pytest.raises(UsageError):
         DisruptionSettings(masked=1.5)

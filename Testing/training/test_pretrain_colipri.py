@@ -12,13 +12,19 @@ from pathlib import Path
 import pretrain
 import pytest
 import torch
+from pretraining.run import Options
+from pretraining.run import pretrain as pretrain_recipe
 from safetensors.torch import load_file
 
 from Testing.training.test_pretrain_resume import assert_same_bits, start
 from VelvetMedLib.engine.checkpoints import Checkpoints
 from VelvetMedLib.engine.log import read_log
 from VelvetMedLib.engine.manifest import read_manifest
+from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.recipes import colipri, disruptive, velvet
+from VelvetMedLib.recipes.mixed import mixed
+from VelvetMedLib.recipes.overrides import overridden
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 
@@ -48,7 +54,7 @@ def words(folder: Path, run: Path, *more: str, recipe: str = "colipri", steps: i
     return [
         recipe, "--preset", "micro", "--manifest", str(folder / "studies.jsonl"), "--tokenizer", str(folder / "tokenizer.json"),
         "--run", str(run), "--store", str(folder / "store"), "--steps", str(steps), "--seed", "3", "--device", "cpu",
-        "--set", "loop.quarantine_share=0.5", *more,
+        "--set", f"{'encoders.' if recipe == 'disruptive' else ''}loop.quarantine_share=0.5", *more,
     ]  # fmt: skip
 
 
@@ -87,9 +93,11 @@ def test_a_killed_run_with_scans_beside_its_pairs_goes_on_bit_for_bit_and_ends_i
     assert best is not None
     name = "image_encoder.backbone.down_projection.proj.weight"
     assert torch.equal(tensors[name], best.parts["weights"][f"model.{name}"])
+    assert "softmax_temperature" in tensors and "logit_scale" not in tensors, "the released names"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("more", [(), ("--set", "loop.micro_batches=2", "--set", "loop.cached_gradients=true")])
 def test_two_processes_killed_go_on_bit_for_bit(folder: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -108,7 +116,7 @@ def test_masked_images_first_and_then_everything_from_their_weights(
     settings = [word for setting in alone for word in ("--set", setting)]
     assert pretrain.main(words(folder, first, *settings, steps=2)) == 0
     said = capsys.readouterr().out
-    assert "M_micro_micro: 6 studies" in said and "no validation by retrieval" in said
+    assert "M_micro_micro: 8 studies" in said and "no validation by retrieval" in said
     then = words(
         folder, second, "--run-from", str(first), "--set", "optimiser.learning_rate=1e-30", "--set", "optimiser.last_rate=0", steps=1
     )
@@ -137,3 +145,42 @@ def test_the_dry_run_of_the_recipe_counts_its_parts(tmp_path: Path, capsys: pyte
     assert pretrain.main(["colipri", "--preset", "micro", "--steps", "10", "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "image encoder" in said and "head of report generation" in said and "head of masked image" in said
+
+
+MIXES = {
+    "VELVET's hierarchy, COLIPRI's writer": lambda: mixed(velvet.micro(), colipri.micro(), "report_generation"),
+    "COLIPRI's encoders, masked words": lambda: mixed(colipri.micro(), velvet.micro(), "masked_language_text"),
+    "one objective more": lambda: mixed(velvet.micro().with_(vis=False, mm=False), disruptive.micro(), "disruptive_restoration"),
+}
+
+
+@pytest.mark.parametrize("which", MIXES)
+def test_a_recipe_mixed_in_one_line_is_trained_by_the_engine_like_any_other(folder: Path, tmp_path: Path, which: str) -> None:
+    recipe, run = MIXES[which](), tmp_path / "run"
+    options = Options(
+        run=run,
+        steps=2,
+        seed=3,
+        manifest=folder / "studies.jsonl",
+        tokenizer=folder / "tokenizer.json",
+        store=folder / "store",
+    )
+    recipe = overridden(recipe, ["base.loop.quarantine_share=0.5"])
+    assert pretrain_recipe(recipe, options, Processes("cpu"), source=tmp_path) == 0
+    losses = [record["losses"] for record in read_log(run) if "losses" in record]
+    assert len(losses) == 2 and {n.removesuffix("_loss") for n in losses[0]} >= set(recipe.take)
+    assert all(value > 0 for step in losses for value in step.values())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert record["recipe"]["take"] == list(recipe.take) and record["recipe"]["base"]["name"] == recipe.base.name
+    again = overridden(recipe, ["base.loop.log_every=7"])
+    assert pretrain_recipe(again, options, Processes("cpu"), source=tmp_path) == 0, "how often is said may change"
+    is_velvet = recipe.base.name == "velvet"
+    assert (run / "bundle" / ("bundle.json" if is_velvet else "encoders.json")).is_file()
+
+
+def test_disruptive_restoration_trains_on_scans_with_and_without_reports(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain.main(words(folder, tmp_path / "run", recipe="disruptive", steps=2)) == 0
+    said = capsys.readouterr().out
+    assert "disruptive_micro: 8 studies to learn from" in said, "six with a report, two without"

@@ -58,8 +58,7 @@ class RunFolder:
         if before is None:
             write_json(path, now)
             return False
-        free = {f"recipe.{name}" for name in FREE_ON_RESUME}
-        changed = [name for name in differences(before, now) if name not in free]
+        changed = [name for name in differences(before, now) if not _is_free(name)]
         if changed:
             raise TrainingError(
                 "This run folder holds a training with other settings.",
@@ -79,6 +78,12 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_free(name: str) -> bool:
+    """Whether a difference in this place of run.json moves no weight; a recipe may hold another one, whose loop it runs."""
+    inside = name.removeprefix("recipe.").removeprefix("base.").removeprefix("encoders.")
+    return name.startswith("recipe.") and inside in FREE_ON_RESUME
 
 
 def environment(device: str, source: Path) -> dict[str, Any]:

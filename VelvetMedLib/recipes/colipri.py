@@ -239,7 +239,7 @@ def paper() -> ColipriRecipe:
     """The released network's sizes; all else is ours (methods.md 3.6). 160 voxels a side at 2 mm.
 
     An effective batch of 128 by cached gradients: 16 pieces of 8. Warm-up is meant to be 2,000 steps: 4 % of 50,000. For the last
-    tenth of a training take 192 voxels a side: a second run with `--start` and views.local_voxels=192.
+    tenth of a training take 192 voxels a side: a second run with --run-from and views.local_voxels=192.
     """
     return ColipriRecipe(
         views=ViewSettings(global_voxels=32, local_voxels=160, fine_spacing_mm=(2.0, 2.0, 2.0)),

@@ -38,7 +38,9 @@ def export_encoders(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     weights = new / "encoders.safetensors"
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in learner.model.state_dict().items()}, str(weights))
+    # A model with published weights is written under their names.
+    tensors: dict[str, Any] = getattr(learner.model, "released_tensors", learner.model.state_dict)()
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, str(weights))
     write_text(new / "tokenizer.json", tokenizer_json)
     method = f"{recipe.name}: {recipe.key}"
     card = card_text(
