@@ -63,8 +63,6 @@ def shard(module: nn.Module, processes: Processes, *, studies: int, micro_batche
             expected="a multiple of both together: with sharded weights every process must do the same work",
             next_step="Change loop.batch, or use loop.parallel=ddp, which takes unequal parts.",
         )
-    from torch.distributed.device_mesh import init_device_mesh
-
     try:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -77,11 +75,10 @@ def shard(module: nn.Module, processes: Processes, *, studies: int, micro_batche
             next_step="Install a newer torch, or use loop.parallel=sharded (optimiser state only) or ddp.",
         ) from None
     processes.same_start([p.data for p in module.parameters()])
-    mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     units = units_of(module)
     for unit in units.values():
         # None would let a unit without another around it keep its weights after the forward pass.
-        cut = cast(Any, fully_shard(unit, mesh=mesh, reshard_after_forward=True))
+        cut = cast(Any, fully_shard(unit, mesh=processes.mesh(), reshard_after_forward=True))
         cut.set_gradient_divide_factor(1.0)
         # A plain sum: gloo knows no other, and there is nothing to divide by.
         cut.set_force_sum_reduction_for_comms(True)

@@ -7,6 +7,7 @@ cached gradients and accumulation alike, where a wrapper that reduces during bac
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from VelvetMedLib.objectives.context import Context, ProcessGroupContext
 
 BUCKET_ELEMENTS = 1 << 23
+PAUSE_SECONDS = 0.5
 LONGEST_WAIT = timedelta(hours=12)
 """A process waits so long for another: one may be validating or preparing the store."""
 
@@ -35,6 +37,7 @@ class Processes:
             torch.cuda.set_device(self.device)
         if self.launched and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        self._mesh: Any = None
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
 
@@ -111,9 +114,21 @@ class Processes:
         if piece:
             _sum_piece(piece)
 
+    def mesh(self) -> Any:
+        """All processes in one row, as torch's sharding wants them told."""
+        if self._mesh is None:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            self._mesh = init_device_mesh(self.device.type, (self.world_size,))
+        return self._mesh
+
     def close(self) -> None:
         if self.launched and dist.is_initialized():
             dist.destroy_process_group()
+            if self._mesh is not None:
+                # Torch keeps the group of a mesh for ever, so its threads live on. One that is still letting go of the last message's
+                # tensor when the interpreter ends aborts the process (seen once in some twenty ends on a starved machine).
+                time.sleep(PAUSE_SECONDS)
 
 
 def is_shard(tensor: Tensor) -> bool:
