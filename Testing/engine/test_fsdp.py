@@ -13,6 +13,7 @@ from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.optimiser import gradient_norm
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.models.decoder import CausalDecoder, DecoderConfig
 from VelvetMedLib.recipes.velvet import micro
 
 
@@ -28,6 +29,11 @@ def test_units_are_blocks_and_large_layers_and_no_parameter_is_in_two_of_them() 
     # A number that is used without calling its module must stay whole.
     inside = {id(p) for unit in units.values() for p in unit.parameters()}
     assert id(learner.model.logit_scale) not in inside
+
+
+def test_a_network_that_uses_its_blocks_in_pieces_stays_whole() -> None:
+    decoder = CausalDecoder(DecoderConfig(vocab_size=300, width=32, layers=2, heads=2, ffn=64, positions=16))
+    assert not units_of(torch.nn.ModuleDict({"writer": decoder}))
 
 
 def test_unequal_parts_are_refused_before_anything_is_cut() -> None:

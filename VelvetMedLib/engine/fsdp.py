@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from VelvetMedLib.engine.optimiser import gradient_norm
 from VelvetMedLib.engine.processes import Processes, is_shard
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.models.decoder import CausalDecoder
 from VelvetMedLib.models.heads import RestorationDecoder, WordHead
 from VelvetMedLib.models.swin import PatchMerging
 from VelvetMedLib.models.tribert import TriBert
@@ -40,6 +41,8 @@ def units_of(module: nn.Module) -> dict[str, nn.Module]:
     units: dict[str, nn.Module] = {}
 
     def visit(name: str, part: nn.Module, *, unit: bool) -> None:
+        if isinstance(part, CausalDecoder):
+            return  # It uses parts of its blocks by themselves, and its table of words for what comes out.
         if unit and not any(isinstance(inner, nn.ModuleList) for inner in part.modules()):
             units[name] = part
             return
