@@ -76,6 +76,7 @@ def encode_crop(volume: Volume, bundle: Bundle, run: Run, view: str = CROP) -> t
         features = encode_features(bundle.model, x, settings, precision, bundle.device, run)
         embedding = bundle.model.pooled(features)[0].float().cpu().numpy()
         dense = bundle.model.dense(features)[0].to(torch.float16).cpu().numpy()
+        run.step(1.0)
     patch = bundle.model.config.image.patch
     part = CropPart(
         view=view,
