@@ -141,6 +141,7 @@ def test_sharded_optimiser_state_gives_the_same_bits_and_either_way_takes_up_the
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_that_share_the_weights_out_are_killed_and_go_on_bit_for_bit_and_other_ways_take_up_their_run(
     studies_folder: Path, tmp_path: Path
 ) -> None:
