@@ -80,6 +80,18 @@ def test_killed_on_two_processes_both_go_on_bit_for_bit(studies_folder: Path, tm
     assert_same_bits(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(studies_folder: Path, tmp_path: Path, parallel: str) -> None:
+    # Dropout is drawn by each process for itself, so without it: a text encoder that stays as it is has none.
+    still = ["--set", "text_trainable=false", "--set", f"loop.parallel={parallel}"]
+    assert start("none", line(studies_folder, tmp_path / "one", *still[:2])) == [0]
+    assert start("none", line(studies_folder, tmp_path / "two", *still), count=2) == [0, 0]
+    one, two = (read_log(tmp_path / name) for name in ("one", "two"))
+    for first, second in zip(one, two, strict=True):
+        assert first["losses"] == pytest.approx(second["losses"], rel=1e-3)
+
+
 def test_the_log_says_what_the_report_is_worth_for_restoration(finished: Path) -> None:
     steps = [record for record in read_log(finished) if "text_informed_restoration_loss" in json.dumps(record)]
     looks = ["text_informed_restoration/true_report" in json.dumps(record) for record in steps]
