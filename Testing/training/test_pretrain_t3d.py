@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import probe
 import pytest
 import torch
 from finetuning.encoders import encoder_start
@@ -184,3 +185,9 @@ def test_the_four_ways_are_probed_and_printed_side_by_side(tmp_path: Path) -> No
     assert all(way in said[0] for way in results) and "Research use only" in (tmp_path / "probe.md").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
     assert set(record["mean"]) == set(results) and record["step"] == 1
+
+
+def test_the_line_of_the_probe_helps_and_names_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert probe.main(["help"]) == 0 and "--cohort" in capsys.readouterr().out
+    assert probe.main(["--run", str(tmp_path)]) == 2 and "--cohort is missing" in capsys.readouterr().err
+    assert probe.main(["--run", str(tmp_path), "--cohort", str(tmp_path)]) == 1 and "no T3D-style run" in capsys.readouterr().err
