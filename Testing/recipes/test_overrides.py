@@ -140,4 +140,4 @@ def test_every_size_builds(size: str) -> None:
 
 
 def test_every_preset_is_one_of_the_named_ones() -> None:
-    assert set(PRESETS) == {"paper", "tiny", "micro"}
+    assert set(PRESETS) == {"paper", "tiny", "lean", "micro"}
