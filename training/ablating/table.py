@@ -132,7 +132,7 @@ def as_markdown(results: Sequence[Result], planned: int) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """R@10 with chance and oracle, probe AUROC and Dice by row; every seed a point."""
+    """R@10 with its intervals, chance and oracle, probe AUROC and Dice by row; every seed a point."""
     from matplotlib.figure import Figure
 
     panels = [
@@ -148,6 +148,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
         for place, cells in enumerate(groups.values()):
             told = [v for v in (value(cell) for cell in cells) if v is not None]
             axis.plot(told, [place] * len(told), "o", color="#1f5fa8", alpha=0.7)
+            if axis is axes[0]:
+                for result in (cell for cell in cells if cell["figures"].get("retrieval")):
+                    own = result["figures"]["retrieval"][OWN]
+                    axis.plot([own["R@10 low"], own["R@10 high"]], [place, place], color="#1f5fa8", alpha=0.4)
         axis.set_title(title)
         axis.grid(axis="x", alpha=0.3)
     trained = [r for r in results if r["figures"].get("retrieval")]
@@ -156,6 +160,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes[0].axvline(own["chance R@10"], color="#888", linestyle=":", label="chance")
         axes[0].axvline(own["oracle R@10"], color="#888", linestyle="--", label="record oracle")
         axes[0].legend(fontsize=8)
+        axes[1].axvline(0.5, color="#888", linestyle=":")
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
     part = path.with_name(f".{path.name}.part.png")
