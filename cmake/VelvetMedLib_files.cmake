@@ -109,6 +109,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/models/bert.py"
   "VelvetMedLib/models/colipri.py"
   "VelvetMedLib/models/config.py"
+  "VelvetMedLib/models/convolution.py"
   "VelvetMedLib/models/decoder.py"
   "VelvetMedLib/models/fine.py"
   "VelvetMedLib/models/heads.py"

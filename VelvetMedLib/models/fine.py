@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.config import Settings
+from VelvetMedLib.models.convolution import Conv3d
 
 WIDTH_MULTIPLE = 8
 """Every channel count is a multiple of it: what vector units take at a time."""
@@ -83,7 +84,7 @@ class ConvNormAct(nn.Sequential):
 
     def __init__(self, width_in: int, width_out: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv3d(width_in, width_out, 3, stride=stride, padding=1, bias=False),
+            Conv3d(width_in, width_out, 3, stride=stride, padding=1, bias=False),
             InstanceNorm(width_out),
             nn.LeakyReLU(0.01),
         )

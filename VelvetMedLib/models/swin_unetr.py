@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.config import Settings
+from VelvetMedLib.models.convolution import convolved
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
 
 SLOPE = 0.01
@@ -34,21 +35,14 @@ class SwinUnetrConfig(Settings):
 
 
 class Convolution(nn.Module):
-    """One convolution; its own module because the tensor names have the level.
-
-    On a CPU, grids of one or two cells are convolved in float32: where the first side is 2, the bf16 kernel of torch 2.13 reads
-    memory that nobody wrote when it computes the weights' gradient (3x3x3, padding 1, AVX-512 BF16). It costs nothing there.
-    """
+    """One convolution; its own module because the tensor names have the level."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and min(x.shape[2:]) <= 2:
-            with torch.autocast("cpu", enabled=False):
-                return self.conv(x.float() if x.dtype == torch.bfloat16 else x)
-        return self.conv(x)
+        return convolved(self.conv, x)
 
 
 class ResidualBlock(nn.Module):
