@@ -27,7 +27,7 @@ from VelvetMedLib.objectives.sigmoid_contrast import SigmoidContrast, SigmoidCon
 from VelvetMedLib.recipes.base import Companions, MakeObjective, Recipe, Shapes
 from VelvetMedLib.recipes.colipri_inputs import ColipriInputs, CropChanges, PracticeSettings
 from VelvetMedLib.recipes.inputs import InputMaker
-from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
+from VelvetMedLib.recipes.parts import LoopSettings, LossWeights, OptimiserSettings, ReportSettings, ViewSettings
 
 IMAGE: dict[str, PrimusConfig] = {
     "M": PrimusConfig.paper(),
@@ -59,17 +59,13 @@ START_SCALES = {"infonce": 1 / 0.07, "sigmoid": 10.0, "none": 1 / 0.07}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(Settings):
+class Weights(LossWeights):
     """Weight of each loss in the sum (ours)."""
 
     contrast: float = 1.0
     report_generation: float = 1.0
     opposite_sentences: float = 0.5
     masked_image: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            self.require(value >= 0, name, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

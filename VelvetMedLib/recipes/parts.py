@@ -83,6 +83,15 @@ class OptimiserSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossWeights(Settings):
+    """Base of the weights of a recipe's losses in their sum: numbers, none below 0."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            self.require(value >= 0, name, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
     """How a step is made and watched.
 

@@ -15,7 +15,7 @@ from VelvetMedLib.objectives.match import Match, MatchSettings
 from VelvetMedLib.objectives.report_contrast import ReportContrast, ReportContrastSettings
 from VelvetMedLib.objectives.vision_self_supervision import Restoration, Rotation, ViewContrast, ViewContrastSettings
 from VelvetMedLib.recipes.base import MakeObjective, Recipe, Shapes
-from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
+from VelvetMedLib.recipes.parts import LoopSettings, LossWeights, OptimiserSettings, ReportSettings, ViewSettings
 
 VISION: dict[str, SwinConfig] = {
     "Sv": SwinConfig(embed_dim=48, depths=(2, 8, 8, 8), heads=(4, 8, 16, 32), window=7),
@@ -65,7 +65,7 @@ ITC: dict[str, tuple[Level, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(Settings):
+class Weights(LossWeights):
     """Weight of each loss in the sum (all 1 in the published setting); the names are those of the losses without `_loss`."""
 
     report_contrast: float = 1.0
@@ -77,10 +77,6 @@ class Weights(Settings):
     view_contrast: float = 1.0
     rotation: float = 1.0
     restoration: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            self.require(value >= 0, name, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
