@@ -6,6 +6,7 @@ Standard library only until a training begins: this must work in the application
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import os
 import sys
@@ -115,6 +116,21 @@ def begin(script: str, main: Callable[[list[str]], int]) -> None:
     """Ends this process with the code of `main`, or, in Slicer's own process, with that of the script run again in PythonSlicer."""
     if under_slicer():
         sys.exit(run_again(Path(script).resolve(), sys.argv[1:], python_slicer()))
+    keep_freed_memory()
     # One reader thread and torch's own threads share the cores; torchrun sets this itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     sys.exit(main(sys.argv[1:]))
+
+
+def keep_freed_memory() -> bool:
+    """Whether this process now keeps what it frees for its next tensors; only glibc can be asked to.
+
+    By default glibc returns every large block to the system, which must clear it page by page when the next tensor asks again:
+    a step of the fine network on a CPU spent 29 % of its processor time so. A process then holds up to a quarter more memory.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(name, value) for name, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 26)))
