@@ -170,3 +170,11 @@ def test_the_entry_point_of_the_command_line_exists():
     defined = {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     imported = {alias.asname or alias.name for node in parsed(path).body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert function in defined | imported
+
+
+def test_every_section_of_the_methods_page_that_the_code_names_exists():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^#+ (\d(?:\.\d+)?)", page, re.MULTILINE)) | set(re.findall(r"^\*\*(\d\.\d+[a-z]) ", page, re.MULTILINE))
+    named = [(path, n) for path in python_files() for n in re.findall(r"\bmethods\.md`? (\d(?:\.\d+[a-z]?)?)", text_of(path) or "")]
+    assert len(named) > 20
+    assert not [f"{_name(path)}: {n}" for path, n in named if n not in sections]

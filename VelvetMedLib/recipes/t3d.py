@@ -192,7 +192,7 @@ class T3dRecipe(Recipe):
         return dict.fromkeys(maker.keys, maker)
 
     def learning_rate_factors(self) -> Mapping[str, float]:
-        """Methods.md 3.6: 1e-4 for the image encoder, a fifth of it for the text encoder, twice as much for what is new."""
+        """As methods.md 3.6: 1e-4 for the image encoder, a fifth of it for the text encoder, twice as much for what is new."""
         return {"model.": 2.0, "model.swin.": 1.0, "model.tribert.": 0.2, "objectives.": 2.0}
 
 

@@ -227,7 +227,7 @@ def paper() -> VelvetRecipe:
     """The published configuration: everything on, Bt and Sv, 96 voxels, AdamW at 2e-5 with betas 0.9 and 0.98, batch 10.
 
     The batch was 10 per process; ours counts all processes together, so N of them want loop.batch=10*N. Ours where the
-    published code slips (methods.md 2.5, 2.8): no decay on norms, biases and the scale, warm-up of 2 %, clipping at 1.
+    published code slips (methods.md 2.5 and methods.md 2.8): no decay on norms, biases and the scale, warm-up of 2 %, clipping at 1.
     """
     return VelvetRecipe(loop=LoopSettings(batch=10, recompute_activations=True, readers=4))
 
