@@ -30,7 +30,7 @@ AIR_HU = -1024
 
 @dataclass(frozen=True, kw_only=True)
 class FineSettings(Settings):
-    """crop_voxels: (x, y, z). least_share: of the commonest class's voxels that the losses look at. windows_hu: as in the bundle's `fine` view."""
+    """crop_voxels: (x, y, z). least_share: of the commonest class's voxels that the losses look at. windows_hu: of the `fine` view."""
 
     steps: int
     crop_voxels: IntTriple = (80, 64, 64)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from demo.encodings import EncodedCase
 from demo.losses import cells_term, findings_term, known_findings
 from demo.reading import stack
-from demo.stages import train_stage
+from demo.stages import TRANSFORMERS, train_stage
 from demo.texts import TextSettings, TextSource, finding_targets, groups_of_texts, positive_weight
 from VelvetMedLib.engine.randomness import generator, seed_torch
 from VelvetMedLib.engine.trainable import Trainable
@@ -39,11 +39,7 @@ class GlobalSettings(Settings):
     contrast_weight: float = 0.5
     contrast: ReportContrastSettings = field(default_factory=ReportContrastSettings)
     text: TextSettings = field(default_factory=TextSettings)
-    optimiser: OptimiserSettings = field(
-        default_factory=lambda: OptimiserSettings(
-            learning_rate=1e-3, last_rate=2e-5, weight_decay=0.02, warmup_share=0.375, average_decay=0.99
-        )
-    )  # fmt: skip
+    optimiser: OptimiserSettings = field(default_factory=lambda: replace(TRANSFORMERS, warmup_share=0.375))
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(batch=16, save_every=20, log_every=10))
 
 

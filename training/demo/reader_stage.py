@@ -14,7 +14,7 @@ from torch import Tensor
 from demo.encodings import EncodedCase
 from demo.losses import findings_term, known_findings, prompt_term, target_tokens, words_term
 from demo.reading import fit_standardisation, reader_input
-from demo.stages import train_stage
+from demo.stages import TRANSFORMERS, train_stage
 from demo.texts import Packs, TextSettings, TextSource, finding_targets, groups_of_texts, positive_weight, records_by_state
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.trainable import Trainable
@@ -38,11 +38,7 @@ class ReaderSettings(Settings):
     findings_weight: float = 2.0
     contrast: ReportContrastSettings = field(default_factory=ReportContrastSettings)
     text: TextSettings = field(default_factory=TextSettings)
-    optimiser: OptimiserSettings = field(
-        default_factory=lambda: OptimiserSettings(
-            learning_rate=1e-3, last_rate=2e-5, weight_decay=0.02, warmup_share=0.1, average_decay=0.99
-        )
-    )  # fmt: skip
+    optimiser: OptimiserSettings = field(default_factory=lambda: replace(TRANSFORMERS, warmup_share=0.1))
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(batch=32, save_every=50, log_every=10))
 
 

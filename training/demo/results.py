@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
 from demo.calibrate import FindingCalibration, calibrate
@@ -18,8 +17,8 @@ from demo.data import PreparedCase
 from demo.encodings import EncodedCase, Overlap, lesion_thresholds
 from demo.losses import words_term
 from demo.reading import Reading, read_all, reader_input
-from demo.texts import TextSettings, TextSource, finding_targets
 from demo.sample import dice_on_sample
+from demo.texts import TextSettings, TextSource, finding_targets
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
 from VelvetMedLib.engine.files import write_json
@@ -49,7 +48,10 @@ def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]
     for index, lesion in enumerate(ontology().lesions):
         total = Overlap.sum([c.lesion_overlap for c in cases])
         if total.truth[index] > 0:
-            lesions[lesion.name] = {"dice": round(total.dice(index), 3), "cases": sum(bool(c.lesion_overlap.truth[index] > 0) for c in cases)}
+            lesions[lesion.name] = {
+                "dice": round(total.dice(index), 3),
+                "cases": sum(bool(c.lesion_overlap.truth[index] > 0) for c in cases),
+            }
     return organs, lesions
 
 

@@ -17,6 +17,9 @@ from VelvetMedLib.engine.trainable import Trainable
 from VelvetMedLib.engine.trainer import Trainer
 from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings
 
+TRANSFORMERS = OptimiserSettings(learning_rate=1e-3, last_rate=2e-5, weight_decay=0.02, average_decay=0.99)
+"""For the stages that train attention from nothing; each says how long it warms up."""
+
 
 class StageSettings(Protocol):
     """What the settings of every stage have; all of them are kept in the stage's run.json."""
