@@ -20,19 +20,26 @@ import finetune
 from commandline import PROBLEM, USAGE
 from converted import write_converted
 from finetuning.batches import CropMaker
-from finetuning.encoders import encoder_start, encoder_tensors
+from finetuning.encoders import encoder_start
 from finetuning.learning import dice_ce_loss, predict_array
 from finetuning.running import QUARANTINE, RESULTS, TABLE, Outcome, finetune_segmentation
 from finetuning.settings import SegmentationSettings, paper, tiny
 from finetuning.tasks import read_task
 from pretraining.child import SLICER_OPTIONS
+from pretraining.export import ENCODERS, export_encoders
 from torch import Tensor, nn
 
+import VelvetMedLib
 from VelvetMedLib.ct import read_labels, write_nifti
 from VelvetMedLib.engine.checkpoints import Checkpoints, read_checkpoint
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.trainer import STOPPED
 from VelvetMedLib.errors import TrainingError, UsageError
+from VelvetMedLib.models.image_encoders import EncoderPlace, segmenter, take_over
+from VelvetMedLib.models.primus import Primus
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
+from VelvetMedLib.recipes import colipri, disruptive, t3d, velvet
+from VelvetMedLib.recipes.mixed import mixed
 
 SWIN = SwinConfig(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
 
@@ -160,16 +167,55 @@ def test_the_encoder_of_converted_weights_a_run_and_a_checkpoint_is_taken_over_e
         assert all(torch.equal(value, weights[f"network.swinViT.{name}"]) for name, value in again.tensors.items())
 
 
-def test_the_encoder_is_found_in_a_whole_models_tensors_whatever_stands_in_front() -> None:
-    class Learner(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = nn.ModuleDict({"swin": SwinEncoder(SWIN), "other": nn.Linear(2, 2)})
+RECIPES = {
+    "velvet, MONAI's old rules": lambda: velvet.micro().with_(vision_size="micro-legacy"),
+    "colipri": colipri.micro,
+    "t3d": t3d.micro,
+    "disruptive": disruptive.micro,
+    "mixed": lambda: mixed(colipri.micro(), velvet.micro(), "masked_language_text"),
+}
 
-    learner = Learner()
-    found = encoder_tensors(learner.state_dict())
-    assert found is not None and found.keys() == SwinEncoder(SWIN).state_dict().keys()
-    assert encoder_tensors({"other.weight": torch.zeros(1)}) is None
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_pre_training_of_any_recipe_says_which_encoder_it_has_and_a_decoder_fits_it(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    learner = Learner(RECIPES[name](), vocab_size=40)
+    Checkpoints(tmp_path).save(3, {"weights": learner.state_dict()}, learner.facts)
+    start = encoder_start(str(tmp_path), scratch=SWIN)
+    own = next(part for part in learner.modules() if type(part) in (SwinEncoder, Primus))
+    assert start.config == own.config and start.tensors is not None and start.origin["step"] == 3
+    network = segmenter(start.config, 3)
+    take_over(network.encoder, start.tensors)
+    assert all(torch.equal(value, own.state_dict()[key]) for key, value in network.encoder.state_dict().items())
+    x = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert network.eval()(x).shape == (1, 3, 32, 32, 32)
+    assert start.at_random().tensors is None and start.at_random().config == start.config
+
+
+def test_plain_encoders_of_a_finished_run_are_a_start_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = (Path(VelvetMedLib.__file__).parent / "assets" / "bundles" / "demo" / "tokenizer.json").read_text("utf-8")
+    learner = Learner(colipri.micro(), vocab_size=40)
+    export_encoders(tmp_path / "out", learner, tokenizer, name="x", training_data="", licence="", results={})
+    start = encoder_start(str(tmp_path / "out"), scratch=SWIN)
+    own = learner.model.state_dict()
+    assert start.origin["kind"] == "encoders" and start.tensors is not None
+    assert all(torch.equal(value, own[f"image_encoder.backbone.{name}"]) for name, value in start.tensors.items())
+    (tmp_path / "out" / ENCODERS).write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match="damaged"):
+        encoder_start(str(tmp_path / "out"), scratch=SWIN)
+
+
+def test_an_older_checkpoint_is_told_by_its_shapes_and_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
+    weights = {f"model.swin.{name}": value for name, value in SwinEncoder(SWIN).state_dict().items()}
+    Checkpoints(tmp_path / "older").save(1, {"weights": weights}, {})
+    assert encoder_start(str(tmp_path / "older"), scratch=tiny().swin).config == SWIN
+    Checkpoints(tmp_path / "other").save(1, {"weights": {"model.resnet.weight": torch.zeros(1)}}, {})
+    with pytest.raises(TrainingError, match="No decoder fits"):
+        encoder_start(str(tmp_path / "other"), scratch=SWIN)
+    with pytest.raises(UsageError, match="does not know"):
+        EncoderPlace.from_dict({"kind": "resnet", "front": "", "config": {}})
 
 
 def test_the_demo_bundles_encoder_is_taken_by_name() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.trainable import StepSums, Trainable, autocast, totals_of
+from VelvetMedLib.models.image_encoders import find_encoder
 from VelvetMedLib.objectives.base import Features, Objective, StudyBatch, Terms, normalised
 from VelvetMedLib.objectives.cached import cached_backward, joined_batch
 from VelvetMedLib.objectives.context import Context
@@ -28,6 +29,8 @@ class Learner(Trainable):
         self.recipe = recipe
         self.rate_factors = dict(recipe.learning_rate_factors())
         self.model = recipe.model(vocab_size)
+        if (encoder := find_encoder(self)) is not None:
+            self.facts["image_encoder"] = encoder.to_dict()
         self.objectives = nn.ModuleDict(recipe.objectives(vocab_size))
         self.keys = needed_keys(self.listed().values())
         self.made = (*self.keys, *sorted({name for objective in self.listed().values() for name in objective.reads}))

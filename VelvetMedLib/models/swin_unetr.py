@@ -6,14 +6,12 @@ Source: Hatamizadeh et al., "Swin UNETR", BrainLes 2021 (arXiv 2201.01266). Tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.convolution import convolved
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
@@ -24,13 +22,13 @@ SLOPE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class SwinUnetrConfig(Settings):
-    """Settings of `SwinUnetr`. classes: outputs of the soft-max, background included. The decoder is as wide as the encoder."""
+    """Settings of `SwinUnetr`. classes: logits of each voxel. The decoder is as wide as the encoder."""
 
     swin: SwinConfig = field(default_factory=SwinConfig)
     classes: int
 
     def __post_init__(self) -> None:
-        self.require(self.classes >= 2, "classes", "at least 2 (background and one structure)")
+        self.require(self.classes >= 1, "classes", "at least 1")
         self.require(self.swin.patch == 2, "swin", "patch 2: the decoder doubles the grid five times")
 
 
@@ -126,19 +124,10 @@ class SwinUnetr(nn.Module):
         h = self.decoder2(h, self.encoder2(first))
         return self.out(self.decoder1(h, self.encoder1(x)))
 
-    def load_encoder(self, tensors: Mapping[str, Tensor]) -> None:
-        """Strict: names and shapes must be those of this network's `SwinEncoder`. Raises UsageError; nothing is half-loaded."""
-        wanted = {name: tuple(value.shape) for name, value in self.swinViT.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if wanted != found:
-            wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            raise UsageError(
-                "The pre-trained encoder does not fit this segmentation network.",
-                found=f"{len(wrong)} tensors that are missing, too many or of another shape, such as {wrong[0]}",
-                expected=f"the {len(wanted)} tensors of a Swin encoder of these settings",
-                next_step="Take the settings of the network from the encoder, or give another encoder.",
-            )
-        self.swinViT.load_state_dict({name: value.float() for name, value in tensors.items()})
+    @property
+    def encoder(self) -> SwinEncoder:
+        """Under its usual name; MONAI calls it `swinViT`."""
+        return self.swinViT
 
 
 def instance_norm(x: Tensor) -> Tensor:

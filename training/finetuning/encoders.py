@@ -1,38 +1,49 @@
-"""Where a fine-tuning starts from: a bundle, converted weights, a run's checkpoint, or nothing."""
+"""Where a fine-tuning starts from: a bundle, converted weights, a pre-training of any recipe, an earlier fine-tuning, or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from converted import check_swin, is_converted, read_converted, swin_config_of, tensor_sha256
+from converted import is_converted, read_converted, swin_config_of, tensor_sha256
+from pretraining.export import RECORD, read_encoders
 from torch import Tensor
 
 from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.bundle.catalogue import catalogue
 from VelvetMedLib.bundle.config import CONFIG_FILE
 from VelvetMedLib.engine.checkpoints import BEST, LAST, MARK, Checkpoint, Checkpoints, read_checkpoint
-from VelvetMedLib.errors import BundleError, TrainingError
+from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.models.image_encoders import KINDS, EncoderConfig, EncoderPlace, find_encoder
 from VelvetMedLib.models.swin import SwinConfig
 
 SCRATCH = "scratch"
-_ANCHOR = "patch_embed.proj.weight"
+PARTS = ("average", "weights")
+"""Of a checkpoint: the moving average, where a training kept one, is what its validation looked at."""
 
 
 @dataclass(frozen=True)
 class EncoderStart:
-    """tensors: of `SwinEncoder`, None = random start. origin: JSON-ready, what the run's record says of it."""
+    """tensors: of the encoder that `config` describes, None = random start. origin: JSON-ready, what the run's record says of it."""
 
-    config: SwinConfig
+    config: EncoderConfig
     tensors: dict[str, Tensor] | None
     origin: dict[str, Any]
 
+    def definition(self) -> dict[str, Any]:
+        """What two calls of one run must agree on."""
+        return {**self.origin, "settings": self.config.to_dict()}
+
+    def at_random(self) -> EncoderStart:
+        """The same encoder without its weights: what a pre-training must be better than."""
+        return replace(self, tensors=None, origin={"kind": SCRATCH})
+
 
 def encoder_start(source: str, *, scratch: SwinConfig) -> EncoderStart:
-    """source: "scratch", a bundle (folder or catalogue name), a folder of converted weights, a run folder or one of its
-    checkpoints. Raises BundleError or TrainingError where there is no encoder."""
+    """source: "scratch", a bundle (folder or catalogue name), a folder of converted weights, the run folder of a pre-training or
+    fine-tuning, one of its checkpoints, or its folder of plain encoders. Raises VelvetMedError where there is no encoder of ours."""
     if source == SCRATCH:
         return EncoderStart(scratch, None, {"kind": SCRATCH})
     # A catalogue name is one even where a folder happens to be called so.
@@ -40,23 +51,27 @@ def encoder_start(source: str, *, scratch: SwinConfig) -> EncoderStart:
     if not named and (found := _in_folder(Path(source))) is not None:
         return found
     bundle = load_bundle(source if named or not Path(source).is_dir() else Path(source))
-    tensors = {name: value.clone() for name, value in bundle.model.swin.state_dict().items()}
-    return _start(bundle.model.config.swin, tensors, "bundle", {"id": bundle.config.id, "sha256": bundle.sha256})
+    place = find_encoder(bundle.model)
+    return _start(place, bundle.model.state_dict(), "bundle", {"id": bundle.config.id, "sha256": bundle.sha256})
 
 
 def _in_folder(folder: Path) -> EncoderStart | None:
-    """The encoder of converted weights, a checkpoint or a run; None where the folder is a bundle or no folder at all."""
+    """The encoder in a folder; None where the folder is a bundle or no folder at all."""
     if is_converted(folder):
         found = read_converted(folder, "swin")
-        return _start(SwinConfig.from_dict(found.config), found.tensors, "converted weights", found.record["source"])
+        place = EncoderPlace("swin", "", SwinConfig.from_dict(found.config))
+        return _start(place, found.tensors, "converted weights", found.record["source"])
     if (folder / MARK).is_file():
         return _of_checkpoint(read_checkpoint(folder), folder.name)
     if (folder / "checkpoints").is_dir():
         return _of_run(folder)
+    if (folder / RECORD).is_file():
+        record, tensors = read_encoders(folder)
+        return _start(_place(record), tensors, "encoders", {"id": record["id"], "sha256": record["sha256"]})
     if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
         raise TrainingError(
             "There is no pre-trained encoder here.",
-            found="a folder without bundle.json, conversion.json or checkpoints",
+            found=f"a folder without bundle.json, conversion.json, {RECORD} or checkpoints",
             expected="a bundle, converted weights or a training's run folder",
             next_step="Give one of these with --encoder, or --encoder scratch.",
         )
@@ -80,43 +95,39 @@ def _of_run(folder: Path) -> EncoderStart:
 
 
 def _of_checkpoint(found: Checkpoint, name: str) -> EncoderStart:
-    # The moving average, where a training kept one, is what its validation looked at.
-    parts = sorted(found.parts.items(), key=lambda item: ("average", "weights").index(item[0]) if item[0] in ("average", "weights") else 9)
-    for part, tensors in parts:
-        inside = encoder_tensors(tensors) if part not in ("optimiser", "random") else None
-        if inside is not None:
-            legacy = found.facts.get("legacy", {})
-            config = swin_config_of(
-                inside,
-                legacy_merging=bool(legacy.get("merging", False)),
-                legacy_relative_index=bool(legacy.get("relative_index", False)),
-            )
-            return _start(config, inside, "checkpoint", {"name": name, "step": found.step, "part": part})
-    raise TrainingError(
-        "The checkpoint holds no Swin encoder.",
-        found="no tensor that ends in " + _ANCHOR,
-        expected="a checkpoint of a pre-training or fine-tuning with a Swin encoder",
-        next_step="Give another run with --encoder.",
-    )
+    part = next(part for part in PARTS if part in found.parts)
+    tensors = found.parts[part]
+    return _start(_place(found.facts) or _swin_by_shape(tensors), tensors, "checkpoint", {"name": name, "step": found.step, "part": part})
 
 
-def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The encoder's tensors out of a whole model's, by whatever stands in front of their names; None without an encoder."""
-    fronts = sorted({name.removesuffix(_ANCHOR) for name in tensors if name.endswith(_ANCHOR)}, key=len)
+def _place(facts: Mapping[str, Any]) -> EncoderPlace | None:
+    """What a checkpoint's facts or a record say of the encoder."""
+    told = facts.get("image_encoder")
+    return None if told is None else EncoderPlace.from_dict(told)
+
+
+def _swin_by_shape(tensors: Mapping[str, Tensor]) -> EncoderPlace | None:
+    """The encoder of a checkpoint of before November 2026, which did not name it: MONAI's old rules leave no trace in the shapes."""
+    stem = KINDS["swin"].stem
+    fronts = sorted((name.removesuffix(stem) for name in tensors if name.endswith(stem)), key=len)
     if not fronts:
         return None
-    front = fronts[0]
-    ours = ("patch_embed.", "layers1.", "layers2.", "layers3.", "layers4.")
-    inside = {name.removeprefix(front): value for name, value in tensors.items() if name.startswith(front)}
-    return {name: value for name, value in inside.items() if name.startswith(ours)}
+    inside = {name.removeprefix(fronts[0]): value for name, value in tensors.items() if name.startswith(fronts[0])}
+    return EncoderPlace("swin", fronts[0], swin_config_of(inside, legacy_merging=False, legacy_relative_index=False))
 
 
-def _start(config: SwinConfig, tensors: dict[str, Tensor], kind: str, facts: Mapping[str, Any]) -> EncoderStart:
-    try:
-        check_swin(config, tensors)
-    except BundleError as error:
-        raise TrainingError(
-            f"The pre-trained encoder cannot be used: {error.what}", found=error.found, expected=error.expected, next_step=error.next_step
-        ) from None
-    first = next(name for name in sorted(tensors) if name.endswith(_ANCHOR))
-    return EncoderStart(config, tensors, {"kind": kind, **facts, "patch_embedding_sha256": tensor_sha256(tensors[first])})
+def _start(place: EncoderPlace | None, tensors: Mapping[str, Tensor], kind: str, facts: Mapping[str, Any]) -> EncoderStart:
+    if place is None:
+        _refuse(kind)
+    inside = {name: value.clone() for name, value in place.tensors(tensors).items()}
+    stem = tensor_sha256(inside[KINDS[place.kind].stem])
+    return EncoderStart(place.config, inside, {"kind": kind, **facts, "patch_embedding_sha256": stem})
+
+
+def _refuse(kind: str) -> NoReturn:
+    raise TrainingError(
+        "No decoder fits the pre-trained encoder.",
+        found=f"a {kind} without an encoder of a kind that this version segments with",
+        expected="one of: " + ", ".join(entry.encoder.__name__ for entry in KINDS.values()),
+        next_step="Give another one with --encoder, or add its kind to models/image_encoders.py.",
+    )

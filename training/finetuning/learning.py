@@ -16,7 +16,7 @@ from finetuning.store import StoredCase
 from VelvetMedLib.engine.trainable import Trainable, autocast, of_items
 from VelvetMedLib.engine.trainer import Selection
 from VelvetMedLib.evaluation.segmentation import dice_by_label
-from VelvetMedLib.models.swin_unetr import SwinUnetr
+from VelvetMedLib.models.image_encoders import Segmenter, find_encoder
 from VelvetMedLib.objectives.base import Terms, in_full_precision
 from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.recipes.parts import LoopSettings
@@ -35,17 +35,18 @@ def dice_ce_loss() -> Callable[[Tensor, Tensor], Tensor]:
 class SegmentationStage(Trainable):
     """The network that is fine-tuned; its checkpoints say what is needed to use it."""
 
-    def __init__(self, network: SwinUnetr, settings: SegmentationSettings, loop: LoopSettings, names: Sequence[str]) -> None:
+    def __init__(self, network: Segmenter, settings: SegmentationSettings, loop: LoopSettings, names: Sequence[str]) -> None:
         """loop: in place of that of the settings. names: of classes 1, 2, ..."""
         super().__init__(settings.optimiser, loop)
         self.network, self.loss = network, dice_ce_loss()
-        self.network.swinViT.recompute_activations = loop.recompute_activations
-        swin = network.config.swin
+        network.encoder.recompute_activations = loop.recompute_activations
+        encoder = find_encoder(self)
+        assert encoder is not None
         self.facts = {
             "network": network.config.to_dict(),
             "classes": ["background", *names],
             "data": settings.data.to_dict(),
-            "legacy": {"merging": swin.legacy_merging, "relative_index": swin.legacy_relative_index},
+            "image_encoder": encoder.to_dict(),
         }
 
     def counts(self, batch: CropBatch, ctx: Context) -> dict[str, float]:

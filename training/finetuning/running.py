@@ -31,7 +31,7 @@ from VelvetMedLib.engine.sampler import StepSampler
 from VelvetMedLib.engine.trainer import Trainer
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.segmentation import StructureScore, as_markdown, as_records, mean_dice, score_case, summarise
-from VelvetMedLib.models.swin_unetr import SwinUnetr, SwinUnetrConfig
+from VelvetMedLib.models.image_encoders import Segmenter, segmenter, take_over
 
 RESULTS, TABLE, QUARANTINE = "results.json", "results.md", "quarantine.jsonl"
 
@@ -65,15 +65,14 @@ def finetune_segmentation(
     say: Callable[[str], None] = print,
     after_step: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Train a SwinUNETR-type network on the task and evaluate its best weights; called again, it goes on where it stopped.
+    """Train a network on this encoder on the task and evaluate its best weights; called again, it goes on where it stopped.
 
     store: prepared scans, by default in the run folder; several runs may share one. Raises TrainingError or UsageError.
     """
-    settings = replace(settings, swin=start.config)
-    if settings.swin.in_channels != 1:
+    if start.config.in_channels != 1:
         raise TrainingError(
             "The encoder reads more than one channel.",
-            found=f"{settings.swin.in_channels} channels",
+            found=f"{start.config.in_channels} channels",
             expected="1, a CT volume",
             next_step="Give another encoder.",
         )
@@ -84,16 +83,16 @@ def finetune_segmentation(
     try:
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = {"kind": task.kind, "structures": task.names, "cases": {part: len(task.of(part)) for part in ("train", "val", "test")}}
-        resumed = folder.check({"recipe": settings.to_dict(), "task": kind, "encoder": start.origin, "steps": steps, "seed": seed})
+        resumed = folder.check({"recipe": settings.to_dict(), "task": kind, "encoder": start.definition(), "steps": steps, "seed": seed})
         folder.note_start({"resumed": resumed, **environment(str(on), Path(__file__).parent)})
         cases, quarantined = prepare(task, store or run / "prepared", settings.data, processes=processes, progress=_told(say))
         _note(run, quarantined, len(task.cases), say)
         parts = {part: [case for case in cases if case.files.split == part] for part in ("train", "val", "test")}
         _enough(parts)
         seed_torch(seed, "start")
-        model = SwinUnetr(SwinUnetrConfig(swin=settings.swin, classes=len(task.labels) + 1))
+        model = segmenter(start.config, len(task.labels) + 1)
         if start.tensors is not None:
-            model.load_encoder(start.tensors)
+            take_over(model.encoder, start.tensors)
         if not resumed:
             say(_described(model, start, parts, task))
         alone = Processes(str(on))
@@ -129,7 +128,7 @@ def finetune_segmentation(
 
 
 def evaluate(
-    model: SwinUnetr,
+    model: Segmenter,
     cases: Sequence[StoredCase],
     task: SegmentationTask,
     settings: SegmentationSettings,
@@ -188,7 +187,7 @@ def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
     return told
 
 
-def _described(model: SwinUnetr, start: EncoderStart, parts: dict[str, list[StoredCase]], task: SegmentationTask) -> str:
+def _described(model: Segmenter, start: EncoderStart, parts: dict[str, list[StoredCase]], task: SegmentationTask) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     counts = ", ".join(f"{len(found)} {part}" for part, found in parts.items())
     origin = "random start" if start.origin["kind"] == SCRATCH else f"encoder from {start.origin['kind']}"

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, FindingEntry, FineViewConfig, GlobalViewConfig, ViewsConfig
-from VelvetMedLib.engine.files import file_sha256, put_folder, write_json, write_text
+from VelvetMedLib.engine.files import file_sha256, put_folder, read_json, write_json, write_text
 from VelvetMedLib.engine.learner import Learner
+from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.models.image_encoders import find_encoder
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import ontology
 
 NOT_TRAINED = "pre-training has no findings head"
+RECORD, ENCODERS = "encoders.json", "encoders.safetensors"
 
 
 def export(folder: Path, learner: Learner, tokenizer_json: str, **facts: Any) -> None:
@@ -37,7 +41,7 @@ def export_encoders(
     new = folder.with_name(f".new-{folder.name}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    weights = new / "encoders.safetensors"
+    weights = new / ENCODERS
     # A model with published weights is written under their names.
     tensors: dict[str, Any] = getattr(learner.model, "released_tensors", learner.model.state_dict)()
     save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, str(weights))
@@ -47,6 +51,7 @@ def export_encoders(
         name, method, training_data, recipe.levels, licence, results, kind="It is not a bundle: no task of the product reads it."
     )
     write_text(new / "MODEL_CARD.md", card)
+    encoder = find_encoder(learner.model)
     facts = {
         "id": name,
         "recipe": method,
@@ -56,9 +61,23 @@ def export_encoders(
         "licence": licence,
         "results": results,
         "sha256": file_sha256(weights),
+        "image_encoder": None if encoder is None else encoder.to_dict(),
     }
-    write_json(new / "encoders.json", facts)
+    write_json(new / RECORD, facts)
     put_folder(new, folder, folder.with_name(f".old-{folder.name}"))
+
+
+def read_encoders(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `export_encoders` wrote: the record and all tensors. Raises TrainingError where they do not belong together."""
+    record, weights = read_json(folder / RECORD), folder / ENCODERS
+    if record is None or not weights.is_file() or file_sha256(weights) != record.get("sha256"):
+        raise TrainingError(
+            "The folder of encoders is damaged.",
+            found=f"{RECORD} or {ENCODERS} is missing or was changed",
+            expected="both, as the pre-training wrote them",
+            next_step="Call the pre-training's line again: it writes them from its checkpoint.",
+        )
+    return record, load_file(str(weights))
 
 
 def export_bundle(
