@@ -33,6 +33,7 @@ PRESETS = ("tiny", "paper")
 
 EXAMPLES = """  python training/finetune.py segmentation --preset tiny --data COHORT --encoder RUN --run FINE --steps 500 --seed 1
   python training/finetune.py segmentation --data COHORT --encoder scratch --run FINE --steps 500 --set data.train_cases=10
+  python training/finetune.py segmentation --preset tiny --data COHORT --labels lesions --encoder RUN --run FINE --steps 500
   python training/finetune.py segmentation --preset paper --data Task09_Spleen --encoder WEIGHTS/swin --run FINE --steps 20000
   Slicer --no-splash --no-main-window --python-script training/finetune.py segmentation --data COHORT --encoder demo --run FINE --steps 500
   python training/finetune.py segmentation settings --preset tiny       all settings by name"""
@@ -50,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help='bundle (folder or name), converted weights, a training\'s run folder or checkpoint; "scratch": random start (default)',
     )
+    made.add_argument("--untrained", action="store_true", help="a random start of the same encoder: what its pre-training must beat")
     add_run_options(made)
+    made.add_argument("--labels", choices=("organs", "lesions"), default="organs", help="what of a cohort to learn (default: organs)")
     made.add_argument("--structures", default="", metavar="A,B", help="names to learn, joined by commas (default: all)")
     made.add_argument("--splits", type=Path, metavar="FILE", help="nnU-Net's splits_final.json, or a manifest with study and split")
     add_machine_options(made)
@@ -97,10 +100,11 @@ def _run(options: argparse.Namespace) -> int:
     from finetuning.running import finetune_segmentation
     from finetuning.tasks import read_task
 
+    start = encoder_start(options.encoder, scratch=settings.swin)
     structures = [name.strip() for name in options.structures.split(",") if name.strip()]
     outcome = finetune_segmentation(
-        read_task(options.data, structures=structures, splits=options.splits, fold=settings.data.fold),
-        encoder_start(options.encoder, scratch=settings.swin),
+        read_task(options.data, kind=options.labels, structures=structures, splits=options.splits, fold=settings.data.fold),
+        start.at_random() if options.untrained else start,
         settings,
         run=options.run,
         steps=options.steps,

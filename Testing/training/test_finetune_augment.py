@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finetuning.augment import augmented, has_side, mirror_x, plan_flips, words_of
+from finetuning.coding import AnyOf
 from finetuning.settings import AugmentSettings
 
 from VelvetMedLib.errors import UsageError
@@ -45,10 +46,21 @@ def test_mirroring_with_swapped_pairs_twice_is_the_identity_and_once_changes_lef
     plan = plan_flips(PAIRED, AugmentSettings(flip_swap_pairs=True))
     assert plan.flip_x and not plan.rotate and plan.swap.tolist() == [0, 1, 3, 2, 5, 4]
     image, labels = crop()
-    mirrored, changed = mirror_x(image, labels, plan.swap)
+    mirrored, changed = mirror_x(image, labels, plan)
     assert np.array_equal(mirrored, image[::-1]) and np.array_equal(changed == 3, labels[::-1] == 2)
-    twice = mirror_x(mirrored, changed, plan.swap)
+    twice = mirror_x(mirrored, changed, plan)
     assert np.array_equal(twice[0], image) and np.array_equal(twice[1], labels)
+
+
+def test_structures_that_share_a_voxel_change_places_too() -> None:
+    names = ["lump", "kidney_left", "kidney_right"]
+    plan = plan_flips(names, AugmentSettings(flip_swap_pairs=True), AnyOf(3))
+    image, _ = crop()
+    bits = np.random.default_rng(1).integers(0, 8, (6, 6, 8)).astype(np.uint32)
+    _, changed = mirror_x(image, bits, plan)
+    before = bits[::-1]
+    assert np.array_equal(changed & 1, before & 1)
+    assert np.array_equal((changed >> 1) & 1, (before >> 2) & 1) and np.array_equal((changed >> 2) & 1, (before >> 1) & 1)
 
 
 def test_a_side_without_a_partner_cannot_be_swapped() -> None:

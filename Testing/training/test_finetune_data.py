@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from finetuning.augment import plan_flips
 from finetuning.batches import CropMaker, drawn_point, windowed
+from finetuning.coding import AnyOf, Coding, OneOf
 from finetuning.settings import AugmentSettings, DataSettings
 from finetuning.store import prepare
 from finetuning.tasks import read_task, with_splits
 
 from VelvetMedLib.cohorts import CohortOptions, make_cohort
-from VelvetMedLib.ct import write_nifti
+from VelvetMedLib.cohorts.store import load_case
+from VelvetMedLib.ct import read_labels, write_nifti
 from VelvetMedLib.errors import TrainingError, UsageError
+from VelvetMedLib.reports import ontology
 
 SMALL = DataSettings(spacing_mm=(2.0, 2.0, 2.0), patch_voxels=(32, 32, 32), hu_min=-200.0, hu_max=300.0, crops_per_volume=2)
 LABELS = {"background": 0, "kidney_left": 1, "kidney_right": 4}
@@ -65,7 +69,7 @@ def test_an_nnunet_folder_and_a_decathlon_task_read_alike(tmp_path: Path) -> Non
     [
         ({"channel_names": {"0": "T1"}}, "single CT"),
         ({"channel_names": {"0": "CT", "1": "PET"}}, "single CT"),
-        ({"labels": {"background": 0, "whole": [1, 4]}}, "Region labels"),
+        ({"labels": {"background": 0, "whole": [1, "x"]}}, "cannot be read"),
         ({"labels": {"background": 0, "a": 1, "ignore": 4}}, "ignore label"),
         ({"labels": {"background": 0}}, "cannot be used"),
     ],
@@ -170,6 +174,54 @@ def test_crops_depend_on_seed_epoch_and_case_alone_and_hit_structures_as_often_a
 
 def test_the_window_maps_its_ends_to_0_and_1_and_clips_beyond() -> None:
     assert windowed(np.array([-1000, -200, 50, 300, 3000]), SMALL).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("coding", [OneOf(3), AnyOf(3)])
+def test_an_array_of_structures_gives_back_their_masks_sizes_and_best_logits(coding: Coding) -> None:
+    rng = np.random.default_rng(0)
+    number = rng.integers(0, 4, (3, 4, 5))
+    masks = [number == n for n in (1, 2, 3)]
+    if isinstance(coding, AnyOf):
+        masks[2] = masks[2] | masks[0]  # these share voxels
+    coded = coding.coded(masks)
+    again = {n: layer == value for layer, of in coding.layers(coded) for value, n in of.items()}
+    assert all(np.array_equal(again[n], mask) for n, mask in enumerate(masks, start=1))
+    assert coding.counts(coded) == [int((number == 0).sum()), *(int(mask.sum()) for mask in masks)]
+    targets = coding.targets(torch.from_numpy(coded.astype(np.int64))[None, None])
+    sure = torch.nn.functional.one_hot(targets[0, 0], 4).movedim(-1, 0) if isinstance(coding, OneOf) else targets[0]
+    assert len(sure) == coding.outputs and np.array_equal(coding.found(sure.float() - 0.5), coded)
+
+
+def test_regions_that_overlap_are_learnt_one_by_one_and_others_as_classes(tmp_path: Path) -> None:
+    labels = {"background": 0, "kidneys": [1, 4], "kidney_left": 1}
+    task = read_task(nnunet(tmp_path / "a", 1, labels=labels))
+    assert task.coding == AnyOf(2) and task.names == ["kidney_left", "kidneys"]
+    (case,), bad = prepare(task, tmp_path / "store", SMALL)
+    left, both = (case.labels_xyz & 1) > 0, (case.labels_xyz & 2) > 0
+    assert not bad and left.any() and not (left & ~both).any() and case.counts[2] == both.sum() > left.sum() == case.counts[1]
+    assert set(np.unique(case.labels_xyz.ravel()[case.points[1]])) == {3} and read_task(
+        tmp_path / "a", structures=["kidneys"]
+    ).coding == OneOf(1)
+
+
+def test_lesions_of_a_cohort_are_its_instances_by_kind_and_only_a_cohort_has_them(tmp_path: Path) -> None:
+    options = CohortOptions(spacing_mm=8.0, largest_shape_ijk=(48, 48, 48), normal_fraction=0.0, affected_probability=0.9)
+    make_cohort(tmp_path / "cohort", 2, seed=2, options=options, sheet=False)
+    task = read_task(tmp_path / "cohort", kind="lesions")
+    assert task.names == [lesion.name for lesion in ontology().lesions] and isinstance(task.coding, AnyOf)
+    case, source = task.cases[0], load_case(tmp_path / "cohort" / task.cases[0].name)
+    values, _ = read_labels(case.label)
+    shown = 0
+    for name, mask in zip(task.names, task.members(values, case), strict=True):
+        slow = np.zeros(values.shape, bool)
+        for instance in source.instances:
+            if instance["lesion"] == name:
+                slow |= (source.lesions_kji >> np.uint32(instance["id"] - 1)) & 1 > 0
+        assert np.array_equal(mask, slow)
+        shown += bool(slow.any())
+    assert shown > 3 and not task.foreign(values, case) and task.foreign(values | np.uint32(1 << 31), case)
+    with pytest.raises(UsageError, match="Only a cohort"):
+        read_task(nnunet(tmp_path / "a", 1), kind="lesions")
 
 
 def test_a_cohort_is_read_with_twins_in_one_split(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ import finetune
 from commandline import PROBLEM, USAGE
 from converted import write_converted
 from finetuning.batches import CropMaker
+from finetuning.coding import OneOf
 from finetuning.encoders import encoder_start
-from finetuning.learning import dice_ce_loss, predict_array
+from finetuning.learning import dice_bce_loss, dice_ce_loss, predict_array
 from finetuning.running import QUARANTINE, RESULTS, TABLE, Outcome, finetune_segmentation
-from finetuning.settings import SegmentationSettings, paper, tiny
+from finetuning.settings import AugmentSettings, SegmentationSettings, paper, tiny
 from finetuning.tasks import read_task
 from pretraining.child import SLICER_OPTIONS
 from pretraining.export import ENCODERS, export_encoders
@@ -108,6 +109,20 @@ def test_it_learns_two_lumps_and_writes_the_table_of_the_best_weights(data: Path
     assert grid.equals(own) and set(np.unique(found).tolist()) <= {0, 1, 2}
     dice = 2 * ((found == 1) & (truth == 1)).sum() / ((found == 1).sum() + (truth == 1).sum())
     assert outcome.scores[0].dice == pytest.approx(float(dice))
+
+
+def test_structures_that_share_voxels_are_learnt_one_by_one(data: Path, tmp_path: Path) -> None:
+    described = json.loads((data / "dataset.json").read_text("utf-8")) | {"labels": {"background": 0, "lump_right": 2, "lumps": [1, 2]}}
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / "task" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "task" / name).symlink_to(data / name)
+    (tmp_path / "task" / "dataset.json").write_text(json.dumps(described), "utf-8")
+    outcome = run(tmp_path / "task", tmp_path / "run", replace(small(), augment=AugmentSettings()), 40, save_predictions=True)
+    dice = {score.structure: score.dice for score in outcome.scores}
+    assert set(dice) == {"lump_right", "lumps"} and min(dice.values()) > 0.6
+    found, _ = read_labels(next((tmp_path / "run" / "predictions").glob("*.nii.gz")))
+    # Both lumps have the bit of "lumps", the right one its own beside it.
+    assert np.count_nonzero(found == 1) > 0 and np.count_nonzero(found == 3) > 0
 
 
 class _Killed(Exception):
@@ -246,6 +261,16 @@ def test_the_loss_is_soft_dice_plus_cross_entropy_in_float64() -> None:
     torch.testing.assert_close(dice_ce_loss()(logits, labels), expected, atol=1e-8, rtol=0)
 
 
+def test_the_loss_of_each_structure_is_soft_dice_over_the_batch_plus_binary_cross_entropy_in_float64() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64), (torch.rand(2, 3, 4, 4, 4) > 0.7).double()
+    p, dice = logits.sigmoid(), 0.0
+    for c in range(3):
+        dice += float(1 - (2 * (p[:, c] * targets[:, c]).sum() + 1e-5) / (p[:, c].sum() + targets[:, c].sum() + 1e-5)) / 3
+    crossed = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+    assert float(dice_bce_loss()(logits, targets)) == pytest.approx(dice + float(crossed), abs=1e-8)
+
+
 def test_sliding_windows_of_a_voxelwise_network_equal_one_pass_also_on_small_scans() -> None:
     class Voxelwise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -254,7 +279,7 @@ def test_sliding_windows_of_a_voxelwise_network_equal_one_pass_also_on_small_sca
     settings = small()
     for shape in ((40, 33, 50), (20, 40, 10)):
         hu = np.random.default_rng(0).integers(-300, 400, shape).astype(np.int16)
-        found = predict_array(Voxelwise(), hu, settings.data, settings.loop, torch.device("cpu"))
+        found = predict_array(Voxelwise(), hu, settings.data, settings.loop, OneOf(1), torch.device("cpu"))
         middle = (settings.data.hu_min + settings.data.hu_max) / 2
         sure = np.abs(hu - middle) > 2
         assert found.shape == shape and np.array_equal(found[sure], (hu > middle)[sure])

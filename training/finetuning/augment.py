@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetuning.coding import Coded, Coding, OneOf
 from finetuning.settings import AugmentSettings
 from VelvetMedLib.errors import UsageError
 
@@ -16,16 +17,16 @@ _OTHER = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "l": "r", "r
 """Words that name a side in a label, and the word of the other side."""
 
 Image = NDArray[np.float32]
-Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class FlipPlan:
-    """Which mirrorings are allowed. swap[n]: class that class n becomes when the crop is mirrored in x; n itself without sides."""
+    """Which mirrorings are allowed. swap[n]: what structure n becomes when the crop is mirrored in x; n itself without sides."""
 
     flip_x: bool
     rotate: bool
     swap: NDArray[np.uint8]
+    coding: Coding
 
 
 def words_of(name: str) -> tuple[str, ...]:
@@ -47,14 +48,17 @@ def mirrored_words(name: str) -> tuple[str, ...]:
     return tuple(_OTHER.get(word, word) for word in words_of(name))
 
 
-def plan_flips(names: Sequence[str], settings: AugmentSettings) -> FlipPlan:
-    """What the label set (names of classes 1, 2, ...) and the settings allow. Raises UsageError where they contradict each other."""
+def plan_flips(names: Sequence[str], settings: AugmentSettings, coding: Coding | None = None) -> FlipPlan:
+    """What the label set (names of structures 1, 2, ...) and the settings allow. Raises UsageError where they contradict each other.
+
+    coding: of the crops; without one the structures exclude one another."""
+    coding = coding or OneOf(len(names))
     identity = np.arange(len(names) + 1, dtype=np.uint8)
     if settings.parity_augment:
-        return FlipPlan(True, True, identity)
+        return FlipPlan(True, True, identity, coding)
     sided = [name for name in names if has_side(name)]
     if not sided:
-        return FlipPlan(settings.flip_x is not False, True, identity)
+        return FlipPlan(settings.flip_x is not False, True, identity, coding)
     if settings.flip_x and not settings.flip_swap_pairs:
         raise UsageError(
             "Mirroring in x would teach left as right: some labels have a side.",
@@ -63,8 +67,8 @@ def plan_flips(names: Sequence[str], settings: AugmentSettings) -> FlipPlan:
             next_step="Leave augment.flip_x out, or set augment.flip_swap_pairs=true as well.",
         )
     if not settings.flip_swap_pairs or settings.flip_x is False:
-        return FlipPlan(False, False, identity)
-    return FlipPlan(True, False, _swapped(names))
+        return FlipPlan(False, False, identity, coding)
+    return FlipPlan(True, False, _swapped(names), coding)
 
 
 def _swapped(names: Sequence[str]) -> NDArray[np.uint8]:
@@ -84,19 +88,19 @@ def _swapped(names: Sequence[str]) -> NDArray[np.uint8]:
     return swap
 
 
-def mirror_x(image_xyz: Image, labels_xyz: Labels, swap: NDArray[np.uint8]) -> tuple[Image, Labels]:
+def mirror_x(image_xyz: Image, labels_xyz: Coded, plan: FlipPlan) -> tuple[Image, Coded]:
     """The crop seen in a mirror: x reversed, labels changed to those of the other side. Twice is the identity."""
-    return image_xyz[::-1], swap[labels_xyz[::-1]]
+    return image_xyz[::-1], plan.coding.swapped(labels_xyz[::-1], plan.swap)
 
 
 def augmented(
-    image_xyz: Image, labels_xyz: Labels, plan: FlipPlan, settings: AugmentSettings, draw: np.random.Generator
-) -> tuple[Image, Labels]:
+    image_xyz: Image, labels_xyz: Coded, plan: FlipPlan, settings: AugmentSettings, draw: np.random.Generator
+) -> tuple[Image, Coded]:
     """A changed copy of a crop; every draw is made whether it is used or not, so that one setting does not move the others."""
     flips, turn, shift = draw.random(3), draw.random(), draw.random()
     quarters, amount = int(draw.integers(1, 4)), float(draw.uniform(-settings.shift, settings.shift))
     if plan.flip_x and flips[0] < settings.flip_chance:
-        image_xyz, labels_xyz = mirror_x(image_xyz, labels_xyz, plan.swap)
+        image_xyz, labels_xyz = mirror_x(image_xyz, labels_xyz, plan)
     for axis in (1, 2):
         if flips[axis] < settings.flip_chance:
             image_xyz, labels_xyz = np.flip(image_xyz, axis), np.flip(labels_xyz, axis)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetuning.augment import FlipPlan, augmented
+from finetuning.coding import Coded
 from finetuning.settings import AugmentSettings, DataSettings
 from finetuning.store import AIR_HU, StoredCase
 from VelvetMedLib.engine.randomness import generator
@@ -20,7 +21,7 @@ from VelvetMedLib.engine.randomness import generator
 
 @dataclass(frozen=True)
 class CropBatch:
-    """images [B, 1, X, Y, Z], windowed HU in 0..1 before the shift; labels [B, 1, X, Y, Z] int64 classes."""
+    """images [B, 1, X, Y, Z], windowed HU in 0..1 before the shift; labels [B, 1, X, Y, Z] int64, as the task's `Coding` says."""
 
     images: Tensor
     labels: Tensor
@@ -45,13 +46,12 @@ class CropMaker:
         for name in names:
             for number in range(self.data.crops_per_volume):
                 draw = generator(self.seed, "crop", epoch, name, number)
-                image, classes = self.cut(self.cases[name], draw)
-                image, classes = augmented(image, classes, self.plan, self.augment, draw)
+                image, coded = augmented(*self.cut(self.cases[name], draw), self.plan, self.augment, draw)
                 images.append(torch.from_numpy(image))
-                labels.append(torch.from_numpy(classes.astype(np.int64)))
+                labels.append(torch.from_numpy(coded.astype(np.int64)))
         return CropBatch(torch.stack(images)[:, None], torch.stack(labels)[:, None])
 
-    def cut(self, case: StoredCase, draw: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def cut(self, case: StoredCase, draw: np.random.Generator) -> tuple[NDArray[np.float32], Coded]:
         """One crop around a drawn voxel, moved inside the scan where it fits there; beyond the scan lies air."""
         shape = np.array(self.data.patch_voxels)
         centre = np.array(np.unravel_index(drawn_point(case, self.data, draw), case.hu_xyz.shape))
@@ -65,11 +65,11 @@ class CropMaker:
 def drawn_point(case: StoredCase, data: DataSettings, draw: np.random.Generator) -> int:
     """Flat index of a voxel to centre on: of a structure with `positive_share`, else of the background inside the body."""
     positive, chosen, place = draw.random(), draw.random(), draw.random()
-    classes = sorted(n for n in case.points if n > 0)
-    if classes and (positive < data.positive_share or 0 not in case.points):
-        weights = np.array([1.0 if data.by_structure else case.counts[n] for n in classes])
+    present = sorted(n for n in case.points if n > 0)
+    if present and (positive < data.positive_share or 0 not in case.points):
+        weights = np.array([1.0 if data.by_structure else case.counts[n] for n in present])
         edges = np.cumsum(weights / weights.sum())
-        points = case.points[classes[min(int(np.searchsorted(edges, chosen, side="right")), len(classes) - 1)]]
+        points = case.points[present[min(int(np.searchsorted(edges, chosen, side="right")), len(present) - 1)]]
     else:
         points = case.points[0]
     return int(points[int(place * len(points))])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from finetuning.batches import CropBatch, windowed
+from finetuning.coding import Coded, Coding, OneOf
 from finetuning.settings import DataSettings, SegmentationSettings
 from finetuning.store import StoredCase
+from finetuning.tasks import SegmentationTask
 from VelvetMedLib.engine.trainable import Trainable, autocast, of_items
 from VelvetMedLib.engine.trainer import Selection
 from VelvetMedLib.evaluation.segmentation import dice_by_label
@@ -22,29 +25,46 @@ from VelvetMedLib.objectives.context import Context
 from VelvetMedLib.recipes.parts import LoopSettings
 
 LOSS = "dice_ce_loss"
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def dice_ce_loss() -> Callable[[Tensor, Tensor], Tensor]:
+def dice_ce_loss() -> Loss:
     """Soft Dice over all classes plus cross-entropy, as published: logits [B, C, X, Y, Z] against classes [B, 1, X, Y, Z]."""
     from monai.losses import DiceCELoss
 
-    loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(to_onehot_y=True, softmax=True)
+    loss: Loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    return loss
+
+
+def dice_bce_loss() -> Loss:
+    """The same for structures that may share a voxel: soft Dice of each over the whole batch, since most crops show few of them, plus
+    binary cross-entropy; logits and targets [B, structures, X, Y, Z]. After the region-based training of nnU-Net (Isensee et al. 2021)."""
+    from monai.losses import DiceLoss
+
+    dice: Loss = DiceLoss(sigmoid=True, batch=True)
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return dice(logits, targets) + functional.binary_cross_entropy_with_logits(logits, targets)
+
     return loss
 
 
 class SegmentationStage(Trainable):
     """The network that is fine-tuned; its checkpoints say what is needed to use it."""
 
-    def __init__(self, network: Segmenter, settings: SegmentationSettings, loop: LoopSettings, names: Sequence[str]) -> None:
-        """loop: in place of that of the settings. names: of classes 1, 2, ..."""
+    def __init__(self, network: Segmenter, settings: SegmentationSettings, loop: LoopSettings, task: SegmentationTask) -> None:
+        """loop: in place of that of the settings."""
         super().__init__(settings.optimiser, loop)
-        self.network, self.loss = network, dice_ce_loss()
+        self.network, self.coding = network, task.coding
+        exclusive = isinstance(self.coding, OneOf)
+        self.loss = dice_ce_loss() if exclusive else dice_bce_loss()
         network.encoder.recompute_activations = loop.recompute_activations
         encoder = find_encoder(self)
         assert encoder is not None
         self.facts = {
             "network": network.config.to_dict(),
-            "classes": ["background", *names],
+            "classes": [*(["background"] if exclusive else []), *task.names],
+            "exclusive": exclusive,
             "data": settings.data.to_dict(),
             "image_encoder": encoder.to_dict(),
         }
@@ -55,19 +75,21 @@ class SegmentationStage(Trainable):
     def forward(self, batch: CropBatch, ctx: Context) -> Terms:
         logits = self.network(batch.images)
         with in_full_precision(logits):
-            return Terms({LOSS: of_items(self.loss(logits.float(), batch.labels), len(batch))})
+            return Terms({LOSS: of_items(self.loss(logits.float(), self.coding.targets(batch.labels)), len(batch))})
 
 
-def by_dice(val: Sequence[StoredCase], settings: SegmentationSettings, names: Sequence[str], device: torch.device) -> Selection:
+def by_dice(val: Sequence[StoredCase], settings: SegmentationSettings, task: SegmentationTask, device: torch.device) -> Selection:
     """The best weights have the highest mean, over structures, of the mean Dice over validation cases, on the learning grid."""
+    coding = task.coding
 
     def validate(stage: SegmentationStage) -> dict[str, float]:
-        by_structure: dict[str, list[float]] = {name: [] for name in names}
+        by_structure: dict[str, list[float]] = {name: [] for name in task.names}
         for case in val:
-            found = predict(stage.network, case, settings, device)
-            for n, dice in dice_by_label(found, np.asarray(case.labels_xyz), range(1, len(names) + 1)).items():
-                if dice is not None:
-                    by_structure[names[n - 1]].append(dice)
+            found = predict(stage.network, case, settings, coding, device)
+            for (layer, number), (truth, _) in zip(coding.layers(found), coding.layers(np.asarray(case.labels_xyz)), strict=True):
+                for value, dice in dice_by_label(layer, truth, number).items():
+                    if dice is not None:
+                        by_structure[task.names[number[value] - 1]].append(dice)
         stage.train()
         means = {name: float(np.mean(values)) for name, values in by_structure.items() if values}
         return {"dice": float(np.mean(list(means.values()))) if means else 0.0, **{f"dice/{name}": mean for name, mean in means.items()}}
@@ -75,17 +97,16 @@ def by_dice(val: Sequence[StoredCase], settings: SegmentationSettings, names: Se
     return Selection(validate, ("dice",))
 
 
-@torch.no_grad()
-def predict(network: nn.Module, case: StoredCase, settings: SegmentationSettings, device: torch.device) -> NDArray[np.uint8]:
-    """Classes (x, y, z) of a stored case by overlapping windows, logits averaged with Gaussian weights."""
-    return predict_array(network, np.asarray(case.hu_xyz), settings.data, settings.loop, device)
+def predict(network: nn.Module, case: StoredCase, settings: SegmentationSettings, coding: Coding, device: torch.device) -> Coded:
+    """Structures (x, y, z) of a stored case by overlapping windows, logits averaged with Gaussian weights."""
+    return predict_array(network, np.asarray(case.hu_xyz), settings.data, settings.loop, coding, device)
 
 
 @torch.no_grad()
 def predict_array(
-    network: nn.Module, hu_xyz: NDArray[Any], data: DataSettings, loop: LoopSettings, device: torch.device
-) -> NDArray[np.uint8]:
-    """Classes of HU (x, y, z) on the learning grid."""
+    network: nn.Module, hu_xyz: NDArray[Any], data: DataSettings, loop: LoopSettings, coding: Coding, device: torch.device
+) -> Coded:
+    """Structures of HU (x, y, z) on the learning grid."""
     from monai.inferers import sliding_window_inference
 
     network.eval()
@@ -95,4 +116,4 @@ def predict_array(
         logits: Any = sliding_window_inference(
             image, data.patch_voxels, 1, network, overlap=data.overlap, mode="gaussian", sw_device=device, device="cpu"
         )
-    return logits[0].argmax(0).to(torch.uint8).numpy()  # type: ignore[no-any-return]
+    return coding.found(logits[0])

@@ -13,6 +13,7 @@ import torch
 
 from finetuning.augment import plan_flips
 from finetuning.batches import CropMaker
+from finetuning.coding import OneOf
 from finetuning.encoders import SCRATCH, EncoderStart
 from finetuning.learning import SegmentationStage, by_dice, predict
 from finetuning.settings import SegmentationSettings
@@ -76,7 +77,7 @@ def finetune_segmentation(
             expected="1, a CT volume",
             next_step="Give another encoder.",
         )
-    plan = plan_flips(task.names, settings.augment)
+    plan = plan_flips(task.names, settings.augment, task.coding)
     most = {"train": settings.data.train_cases, "val": settings.data.val_cases, "test": settings.data.test_cases}
     task = with_splits(task, val_share=settings.data.val_share, seed=seed, most=most)
     folder = RunFolder(run)
@@ -90,14 +91,14 @@ def finetune_segmentation(
         parts = {part: [case for case in cases if case.files.split == part] for part in ("train", "val", "test")}
         _enough(parts)
         seed_torch(seed, "start")
-        model = segmenter(start.config, len(task.labels) + 1)
+        model = segmenter(start.config, task.coding.outputs)
         if start.tensors is not None:
             take_over(model.encoder, start.tensors)
         if not resumed:
             say(_described(model, start, parts, task))
         alone = Processes(str(on))
         loop = replace(settings.loop, batch=min(settings.loop.batch, len(parts["train"])))
-        stage = SegmentationStage(model, settings, loop, task.names)
+        stage = SegmentationStage(model, settings, loop, task)
         maker = CropMaker(parts["train"], settings.data, settings.augment, plan, seed)
         sampler = StepSampler([case.name for case in parts["train"]], loop.batch, seed)
         trainer = Trainer(
@@ -108,7 +109,7 @@ def finetune_segmentation(
             make_loader=loaders(maker, sampler, loop, steps=steps),
             processes=alone,
             quarantine=quarantined,
-            selection=by_dice(parts["val"], settings, task.names, on),
+            selection=by_dice(parts["val"], settings, task, on),
             after_step=after_step,
         )
         code = trainer.run()
@@ -136,24 +137,26 @@ def evaluate(
     *,
     predictions: Path | None = None,
 ) -> list[StructureScore]:
-    """Scores on each scan's own grid, against its own label file: found classes go back by nearest neighbour.
+    """Scores on each scan's own grid, against its own label file: what was found goes back by nearest neighbour.
 
-    predictions: folder for the found label maps as NIfTI, with the values of the data set's label files.
+    predictions: folder for what was found as NIfTI: values of the data set's label files (of a region its first); where structures may
+    share a voxel, bit n - 1 for structure n.
     """
     scores = []
-    values = np.array([0, *(label.value for label in task.labels)], np.uint32)
+    coding, truth_values = task.coding, np.array([0, *(label.values[0] for label in task.labels)], np.uint32)
     for case in cases:
-        truth_kji, grid = read_labels(case.files.label)
-        found_xyz = predict(model, case, settings, device)
+        values_kji, grid = read_labels(case.files.label)
+        found_xyz = predict(model, case, settings, coding, device)
         found_kji = resample_labels(np.ascontiguousarray(found_xyz.transpose(2, 1, 0)), case.grid, grid)
-        truth = np.zeros(truth_kji.shape, np.uint8)
-        for n, label in enumerate(task.labels, start=1):
-            truth[truth_kji == label.value] = n
-        scores += score_case(found_kji, truth, grid.spacing_mm, dict(enumerate(task.names, start=1)), case=case.name)
+        truth_kji = coding.coded(task.members(values_kji, case.files))
+        for (found, number), (truth, _) in zip(coding.layers(found_kji), coding.layers(truth_kji), strict=True):
+            names = {value: task.names[n - 1] for value, n in number.items()}
+            scores += score_case(found, truth, grid.spacing_mm, names, case=case.name)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
-            smallest = np.uint8 if values.max() < 256 else np.uint16 if values.max() < 65536 else np.uint32
-            write_nifti(predictions / f"{case.name}.nii.gz", values[found_kji].astype(smallest), grid)
+            values = truth_values[found_kji] if isinstance(coding, OneOf) else found_kji
+            smallest = np.min_scalar_type(int(values.max()))
+            write_nifti(predictions / f"{case.name}.nii.gz", values.astype(smallest), grid)
     return scores
 
 

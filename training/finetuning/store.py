@@ -1,8 +1,8 @@
 """Labelled scans ready to be cut: RAS, one spacing, foreground only, 16-bit arrays and points to centre crops on.
 
     STORE/<key>/<case>/hu.npy      int16 HU (x, y, z)
-    STORE/<key>/<case>/labels.npy  uint8 classes (x, y, z)
-    STORE/<key>/<case>/points.npz  flat indices of voxels of each class, drawn once
+    STORE/<key>/<case>/labels.npy  structures (x, y, z), as the task's `Coding` says
+    STORE/<key>/<case>/points.npz  flat indices of voxels of each structure, drawn once
     STORE/<key>/<case>/case.json   written last: the commit mark, with the grid
 
 The key covers everything that the arrays depend on, so that runs with other spacings or structures share a store.
@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetuning.coding import Coded, Coding
 from finetuning.settings import DataSettings
 from finetuning.tasks import CaseFiles, SegmentationTask
 from VelvetMedLib.ct import Grid, ras_grid, read, read_labels, resample, resample_labels
@@ -35,13 +36,13 @@ from VelvetMedLib.errors import TrainingError, VelvetMedError
 STORE_VERSION = 1
 MARK = "case.json"
 POINTS = 4000
-"""Of each class; the share of a class among all voxels is kept beside them."""
+"""Of each structure; its share among all voxels is kept beside them."""
 AIR_HU = -1024
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A case in the store. grid: of the arrays in (k, j, i) = (z, y, x) terms; counts: voxels of each class."""
+    """A case in the store. grid: of the arrays in (k, j, i) = (z, y, x) terms; counts: voxels of the background and of each structure."""
 
     files: CaseFiles
     folder: Path
@@ -58,12 +59,12 @@ class StoredCase:
         return np.load(self.folder / "hu.npy", mmap_mode=None if os.name == "nt" else "r", allow_pickle=False)
 
     @cached_property
-    def labels_xyz(self) -> NDArray[np.uint8]:
+    def labels_xyz(self) -> Coded:
         return np.load(self.folder / "labels.npy", mmap_mode=None if os.name == "nt" else "r", allow_pickle=False)
 
     @cached_property
     def points(self) -> dict[int, NDArray[np.int64]]:
-        """Flat indices into the arrays by class; class 0 lies inside the body."""
+        """Flat indices into the arrays by structure; those of 0, the background, lie inside the body."""
         with np.load(self.folder / "points.npz", allow_pickle=False) as stored:
             return {int(name): stored[name] for name in stored.files}
 
@@ -88,7 +89,8 @@ def prepare(
     todo = [case for case in task.cases if not _is_stored(case, folders[case.name])]
     jobs = [(case, folders[case.name]) for case in todo]
     reasons: dict[str, str] = {}
-    work = partial(_prepare_one, labels=[x.value for x in task.labels], declared=task.declared, settings=settings)
+    # The list of cases stays here: each job brings its own.
+    work = partial(_prepare_one, task=replace(task, cases=task.cases[:1]), settings=settings)
     if processes > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             answers: Any = pool.map(work, jobs)
@@ -128,11 +130,11 @@ def _opened(case: CaseFiles, folder: Path) -> StoredCase:
     return StoredCase(case, folder, Grid((z, y, x), np.array(mark["ijk_to_ras"])), tuple(mark["counts"]))
 
 
-def _prepare_one(job: tuple[CaseFiles, Path], *, labels: list[int], declared: tuple[int, ...], settings: DataSettings) -> str | None:
+def _prepare_one(job: tuple[CaseFiles, Path], *, task: SegmentationTask, settings: DataSettings) -> str | None:
     """None, or why the case cannot be used. Only the disk's own refusal to write is raised."""
     case, folder = job
     try:
-        hu_xyz, classes_xyz, grid = _arrays(case, labels, declared, settings)
+        hu_xyz, coded_xyz, grid = _arrays(case, task, settings)
     except _Unusable as problem:
         return str(problem)
     except VelvetMedError as error:
@@ -144,11 +146,11 @@ def _prepare_one(job: tuple[CaseFiles, Path], *, labels: list[int], declared: tu
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         np.save(building / "hu.npy", hu_xyz, allow_pickle=False)
-        np.save(building / "labels.npy", classes_xyz, allow_pickle=False)
-        np.savez(building / "points.npz", **_points(hu_xyz, classes_xyz, settings.hu_min))  # type: ignore[arg-type]
+        np.save(building / "labels.npy", coded_xyz, allow_pickle=False)
+        np.savez(building / "points.npz", **_points(hu_xyz, coded_xyz, task.coding, settings.hu_min))  # type: ignore[arg-type]
         for path in building.iterdir():
             flush_file(path)
-        counts = np.bincount(classes_xyz.ravel(), minlength=len(labels) + 1).tolist()
+        counts = task.coding.counts(coded_xyz)
         facts = {"name": case.name, "source": _stamp(case), "shape_xyz": list(hu_xyz.shape), "counts": counts}
         write_json(building / MARK, {**facts, "ijk_to_ras": grid.ijk_to_ras.tolist()})
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +164,7 @@ def _prepare_one(job: tuple[CaseFiles, Path], *, labels: list[int], declared: tu
         raise TrainingError(
             "The prepared scans cannot be written.",
             found=error.strerror or type(error).__name__,
-            expected="free, writable space for about 3 bytes per voxel of every scan",
+            expected="free, writable space for 3 to 6 bytes per voxel of every scan",
             next_step="Free some space or give another folder with --store, then call the same line again.",
         ) from error
     finally:
@@ -174,10 +176,8 @@ class _Unusable(Exception):
     """Why a case is left out."""
 
 
-def _arrays(
-    case: CaseFiles, labels: list[int], declared: tuple[int, ...], settings: DataSettings
-) -> tuple[NDArray[np.int16], NDArray[np.uint8], Grid]:
-    """HU and classes on the learning grid, (x, y, z), cut to where there is anything above the window's lower end."""
+def _arrays(case: CaseFiles, task: SegmentationTask, settings: DataSettings) -> tuple[NDArray[np.int16], Coded, Grid]:
+    """HU and structures on the learning grid, (x, y, z), cut to where there is anything above the window's lower end."""
     for path, what in ((case.image, "scan"), (case.label, "label map")):
         if not path.is_file():
             raise _Unusable(f"the {what} is missing")
@@ -185,28 +185,19 @@ def _arrays(
     values_kji, label_grid = read_labels(case.label)
     if not _covers(label_grid, volume.grid):
         raise _Unusable("the label map does not lie on the scan")
-    if foreign := sorted(_values(values_kji) - {0, *declared}):
+    if foreign := task.foreign(values_kji, case):
         raise _Unusable(f"the label map holds values that the data set does not declare: {foreign[:5]}")
     grid = ras_grid(volume, settings.spacing_mm)
     hu = np.rint(resample(volume, grid).voxels_kji).astype(np.int16)
-    values = resample_labels(values_kji, label_grid, grid)
-    classes = np.zeros(values.shape, np.uint8)
-    for n, value in enumerate(labels, start=1):
-        classes[values == value] = n
-    seen = (hu > settings.hu_min) | (classes > 0)
+    coded = task.coding.coded(task.members(resample_labels(values_kji, label_grid, grid), case))
+    seen = (hu > settings.hu_min) | (coded > 0)
     if not seen.any():
         raise _Unusable("the scan shows nothing above the lower end of the HU window")
     box = tuple(_ends(seen.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
     matrix = np.array(grid.ijk_to_ras)
     matrix[:3, 3] += matrix[:3, :3] @ np.array([box[2].start, box[1].start, box[0].start], np.float64)
     part = Grid(tuple(s.stop - s.start for s in box), matrix)  # type: ignore[arg-type]
-    return _xyz(hu[box]), _xyz(classes[box]), part
-
-
-def _values(labels: NDArray[np.unsignedinteger[Any]]) -> set[int]:
-    """Every value of a label map; counting is many times faster than sorting, but only small numbers can be counted."""
-    found = np.unique(labels) if labels.dtype.itemsize > 2 else np.flatnonzero(np.bincount(labels.ravel()))
-    return set(found.tolist())
+    return _xyz(hu[box]), _xyz(coded[box]), part
 
 
 def _covers(labels: Grid, scan: Grid) -> bool:
@@ -224,12 +215,15 @@ def _xyz(array_kji: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array_kji.transpose(2, 1, 0))
 
 
-def _points(hu_xyz: NDArray[np.int16], classes_xyz: NDArray[np.uint8], hu_min: float) -> dict[str, NDArray[np.int64]]:
+def _points(hu_xyz: NDArray[np.int16], coded_xyz: Coded, coding: Coding, hu_min: float) -> dict[str, NDArray[np.int64]]:
     draw = np.random.default_rng(0)
-    flat = classes_xyz.ravel()
-    points = {}
-    for n in np.unique(flat).tolist():
-        at = np.flatnonzero((flat == n) & (hu_xyz.ravel() > hu_min)) if n == 0 else np.flatnonzero(flat == n)
-        if len(at):
-            points[str(n)] = at[draw.permutation(len(at))[:POINTS]]
-    return points
+    points = {"0": _drawn((coded_xyz == 0) & (hu_xyz > hu_min), draw)}
+    for layer, number in coding.layers(coded_xyz):
+        for value in sorted(set(np.flatnonzero(np.bincount(layer.ravel())).tolist()) & number.keys()):
+            points[str(number[value])] = _drawn(layer == value, draw)
+    return {name: at for name, at in points.items() if len(at)}
+
+
+def _drawn(mask: NDArray[np.bool_], draw: np.random.Generator) -> NDArray[np.int64]:
+    at = np.flatnonzero(mask)
+    return at[draw.permutation(len(at))[:POINTS]]

@@ -1,47 +1,59 @@
-"""A labelled data set on disk: our cohort, an nnU-Net folder, or a task of the Medical Segmentation Decathlon."""
+"""A labelled data set on disk: organs or lesions of our cohort, an nnU-Net folder, or a task of the Medical Segmentation Decathlon."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from demo.data import split_of
 
+from finetuning.coding import AnyOf, Coded, Coding, Mask, OneOf
 from VelvetMedLib.cohorts import read_cohort
-from VelvetMedLib.cohorts.store import MANIFEST, load_case
+from VelvetMedLib.cohorts.store import MANIFEST, CohortCase, load_case
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.errors import TrainingError, UsageError
 from VelvetMedLib.reports import ontology
 
 SPLITS = ("train", "val", "test")
-MOST_CLASSES = 254
+MOST_CLASSES, MOST_OVERLAPPING = 254, 32
+KINDS = ("organs", "lesions")
+"""What of a cohort can be learnt."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A structure to learn and the value it has in the label files."""
+    """A structure to learn and the value it has in the label files; several values: a region that is their union."""
 
     name: str
-    value: int
+    value: int | tuple[int, ...]
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return (self.value,) if isinstance(self.value, int) else self.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """One labelled scan. group: cases of one group (twins, one patient) stay in one split. split: "" where the data set names none."""
+    """One labelled scan. group: cases of one group (twins, one patient) stay in one split. split: "" where the data set names none.
+
+    bits: where a voxel of the label file holds bits and not one value: those of each structure in this file, by its name.
+    """
 
     name: str
     image: Path
     label: Path
     group: str
     split: str = ""
+    bits: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTask:
-    """labels: class n is labels[n - 1], class 0 everything else. declared: every value that the label files may hold."""
+    """labels: structure n is labels[n - 1], 0 is everything else. declared: every value that the label files may hold."""
 
     kind: str
     labels: tuple[Label, ...]
@@ -50,18 +62,51 @@ class SegmentationTask:
 
     @property
     def names(self) -> list[str]:
-        """Of classes 1, 2, ..."""
+        """Of structures 1, 2, ..."""
         return [label.name for label in self.labels]
+
+    @property
+    def coding(self) -> Coding:
+        """Structures that can share a voxel are bits and learnt one by one; others are classes that exclude one another."""
+        values = [value for label in self.labels for value in label.values]
+        apart = len(values) == len(set(values)) and not any(case.bits is not None for case in self.cases)
+        return OneOf(len(self.labels)) if apart else AnyOf(len(self.labels))
+
+    def members(self, values: Coded, case: CaseFiles) -> Iterator[Mask]:
+        """Where each structure is, from the values of the case's label file, on whatever grid."""
+        for label in self.labels:
+            if case.bits is not None:
+                yield (values & np.uint32(case.bits.get(label.name, 0))) != 0
+            else:
+                yield np.isin(values, label.values) if len(label.values) > 1 else values == label.values[0]
+
+    def foreign(self, values: Coded, case: CaseFiles) -> list[int]:
+        """Values (bits as their sum) of a label file that the data set does not declare."""
+        if case.bits is not None:
+            rest = int(np.bitwise_or.reduce(values, axis=None)) & ~sum(case.bits.values())
+            return [rest] if rest else []
+        # Counting is many times faster than sorting, but only small numbers can be counted.
+        found = np.unique(values) if values.dtype.itemsize > 2 else np.flatnonzero(np.bincount(values.ravel()))
+        return sorted(set(found.tolist()) - {0, *self.declared})
 
     def of(self, split: str) -> list[CaseFiles]:
         return [case for case in self.cases if case.split == split]
 
 
-def read_task(folder: Path, *, structures: Sequence[str] = (), splits: Path | None = None, fold: int = 0) -> SegmentationTask:
-    """Read a data set's description. structures: names to learn, empty = all. splits: nnU-Net's splits_final.json or a manifest of
-    studies (one JSON object per line with `study` and `split`). Raises TrainingError or UsageError."""
+def read_task(
+    folder: Path, *, kind: str = KINDS[0], structures: Sequence[str] = (), splits: Path | None = None, fold: int = 0
+) -> SegmentationTask:
+    """Read a data set's description. kind: what of a cohort, one of `KINDS`. structures: names to learn, empty = all. splits: nnU-Net's
+    splits_final.json or a manifest of studies (one JSON object per line with `study` and `split`). Raises TrainingError or UsageError."""
     if (folder / MANIFEST).is_file():
-        task = _cohort(folder)
+        task = _cohort(folder, kind)
+    elif kind != KINDS[0]:
+        raise UsageError(
+            "Only a cohort has labels of several kinds.",
+            found=f"--labels {kind} for another data set",
+            expected="no --labels: its structures are all in one label file",
+            next_step="Leave out --labels; choose among its structures with --structures.",
+        )
     elif (folder / "dataset.json").is_file():
         task = _listed(folder, _json(folder / "dataset.json"))
     else:
@@ -84,18 +129,36 @@ def read_task(folder: Path, *, structures: Sequence[str] = (), splits: Path | No
     return replace(task, cases=_with_splits(task.cases, chosen, fold)) if chosen else task
 
 
-def _cohort(folder: Path) -> SegmentationTask:
-    """The synthetic cohort: organ labels; twins share a split, which is that of the demo training."""
-    found = []
-    for source in read_cohort(folder).case_folders:
-        record = load_case(source).record
-        found.append((source, str(record.get("twin_of") or source.name)))
-    split = split_of([group for _, group in found])
-    cases = tuple(
-        CaseFiles(name=p.name, image=p / "ct.nii.gz", label=p / "organs.nii.gz", group=group, split=split[group]) for p, group in found
+def _cohort(folder: Path, kind: str) -> SegmentationTask:
+    """The synthetic cohort; twins share a split, which is that of the demo training."""
+    table = ontology().lesions if kind == "lesions" else ontology().structures
+    cases = [load_case(source) for source in read_cohort(folder).case_folders]
+    groups = {case.case_id: str(case.record.get("twin_of") or case.case_id) for case in cases}
+    split = split_of(list(groups.values()))
+    return SegmentationTask(
+        kind=f"cohort, {kind}",
+        labels=tuple(Label(entry.name, entry.label) for entry in table),
+        declared=tuple(entry.label for entry in table),
+        cases=tuple(
+            CaseFiles(
+                name=case.case_id,
+                image=case.folder / "ct.nii.gz",
+                label=case.folder / f"{kind}.nii.gz",
+                group=groups[case.case_id],
+                split=split[groups[case.case_id]],
+                bits=lesion_bits(case) if kind == "lesions" else None,
+            )
+            for case in cases
+        ),
     )
-    labels = tuple(Label(structure.name, structure.label) for structure in ontology().structures)
-    return SegmentationTask(kind="cohort", labels=labels, declared=tuple(label.value for label in labels), cases=cases)
+
+
+def lesion_bits(case: CohortCase) -> dict[str, int]:
+    """Kind of lesion -> the bits of its instances in the case's lesion map."""
+    bits: dict[str, int] = {}
+    for instance in case.instances:
+        bits[instance["lesion"]] = bits.get(instance["lesion"], 0) | 1 << (instance["id"] - 1)
+    return bits
 
 
 def _listed(folder: Path, described: Mapping[str, Any]) -> SegmentationTask:
@@ -118,30 +181,29 @@ def _listed(folder: Path, described: Mapping[str, Any]) -> SegmentationTask:
     if not cases:
         _refuse("The data set has no labelled cases.", found="no files in imagesTr and labelsTr", expected=f"files that end in {ending}")
     wanted = tuple(label for label in labels if label.value != 0)
-    return SegmentationTask(kind="dataset.json", labels=wanted, declared=tuple(label.value for label in labels), cases=cases)
+    declared = sorted({value for label in labels for value in label.values})
+    return SegmentationTask(kind="dataset.json", labels=wanted, declared=tuple(declared), cases=cases)
 
 
 def _labels(given: Any) -> list[Label]:
-    """{"liver": 1} as nnU-Net 2 has it, {"1": "liver"} as the others."""
+    """{"liver": 1} as nnU-Net 2 has it, {"1": "liver"} as the others; {"tumour": [1, 2]} is a region."""
     labels = []
     try:
         for key, value in dict(given).items():
             name, number = (value, key) if isinstance(value, str) else (key, value)
-            if not isinstance(number, int | str):
-                _refuse(
-                    "Region labels are not supported: a structure must have one value.",
-                    found=f"{name}: {number}",
-                    expected="one whole number per structure",
-                )
-            labels.append(Label(str(name), int(number)))
+            labels.append(Label(str(name), tuple(map(int, number)) if isinstance(number, list) and number else int(number)))
     except (TypeError, ValueError):
         _refuse("The labels of dataset.json cannot be read.", found=str(given)[:80], expected='such as {"background": 0, "liver": 1}')
-    labels.sort(key=lambda label: label.value)
+    labels.sort(key=lambda label: label.values)
     if [n for n in labels if n.name.lower() == "ignore"]:
         _refuse("An ignore label is not supported.", found="a label named ignore", expected="structures and background only")
-    if len({label.value for label in labels}) != len(labels) or not 1 <= len([x for x in labels if x.value]) <= MOST_CLASSES:
+    values = [value for label in labels if label.value for value in label.values]
+    most = MOST_CLASSES if len(values) == len(set(values)) else MOST_OVERLAPPING
+    if len({label.value for label in labels}) != len(labels) or not 1 <= len([x for x in labels if x.value]) <= most:
         _refuse(
-            "The labels of dataset.json cannot be used.", found=f"{len(labels)} labels", expected="different values, at least one but 0"
+            "The labels of dataset.json cannot be used.",
+            found=f"{len(labels)} labels",
+            expected=f"different values, 1 to {most} of them other than 0",
         )
     return labels
 
