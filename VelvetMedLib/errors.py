@@ -81,6 +81,12 @@ class DownloadError(VelvetMedError):
     code = "download"
 
 
+class MemoryShortError(VelvetMedError):
+    """Memory does not suffice, even for the least that the work can be cut into."""
+
+    code = "memory"
+
+
 class WorkerError(VelvetMedError):
     """The worker process died, was killed or answered with an error."""
 

@@ -23,7 +23,7 @@ from VelvetMedLib.reports.prose import STYLES
 SURFACE = {
     "sample": ["--no-dicom"],
     "cohort make": ["--cases", "--out", "--processes", "--seed"],
-    "analyze": ["--bundle", "--device", "--no-encoding", "--no-image", "--out", "--series", "--style", "volume"],
+    "analyze": ["--bundle", "--device", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--series", "--style", "volume"],
     "ask": ["--bundle", "--device", "case", "question"],
     "ground": ["--bundle", "--device", "case", "phrase"],
     "index": ["--bundle", "--device", "--keep-text", "--out", "folder"],

@@ -61,7 +61,7 @@ def fine_part(lesions: dict[str, Any] | None = None, without: tuple[str, ...] = 
         in_view=in_view,
         hu_xyz=hu,
         organs_xyz=labels,
-        organ_bytes=None,
+        organ_maps=None,
         lesions_cxyz=maps,
         region_tokens=np.zeros((32, 77), np.float32),
         region_mask=np.zeros(32, bool),

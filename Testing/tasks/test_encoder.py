@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,8 @@ from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.errors import BundleError, Cancelled, CaseError
 from VelvetMedLib.tasks import encoder as encode_module
 from VelvetMedLib.tasks import find, ground, precision, run_analysis
-from VelvetMedLib.tasks.encoder import encode, forget_encodings, sweep, tile_starts
+from VelvetMedLib.tasks.encoder import encode, forget_encodings
 from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
-from VelvetMedLib.tasks.organs import most_probable, tidy_organs
-from VelvetMedLib.tasks.views import fine_view
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +40,6 @@ def calls(random_bundle: Any) -> Any:
         hook.remove()
 
 
-@pytest.mark.parametrize(("size", "tile", "overlap"), [(96, 96, 0.25), (40, 96, 0.25), (112, 96, 0.25), (320, 96, 0.5), (160, 64, 0.0)])
-def test_tiles_are_even_cover_everything_and_overlap_enough(size: int, tile: int, overlap: float):
-    starts = tile_starts(size, tile, overlap)
-    assert starts[0] == 0 and all(s % 2 == 0 for s in starts)
-    assert max(size, tile) == starts[-1] + tile
-    assert all(b - a <= tile * (1 - overlap) + 2 for a, b in itertools.pairwise(starts))
-
-
 @contextmanager
 def swapped(bundle: Any, name: str, network: Any) -> Iterator[None]:
     """Another network in a bundle for a while (pytest's monkeypatch does not know a module's own attributes)."""
@@ -60,24 +49,6 @@ def swapped(bundle: Any, name: str, network: Any) -> Iterator[None]:
         yield
     finally:
         setattr(bundle.model, name, original)
-
-
-def test_a_network_that_sees_only_its_voxel_gives_the_same_through_tiles_as_at_once(body: Any, random_bundle: Any):
-    """Seams come from context; with a pointwise network there is none, so tiling must change nothing."""
-
-    class Pointwise(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> Any:
-            logits = torch.linspace(-2, 2, 33)[None, :, None, None, None] * x[:, :1] * 4
-            features = torch.nn.functional.avg_pool3d(x[:, :1], 2).repeat(1, 48, 1, 1, 1)
-            return type("Out", (), {"organ_logits": logits, "lesion_logits": logits[:, :17], "features": features})()
-
-    view = fine_view(body)
-    with swapped(random_bundle, "fine", Pointwise()):
-        whole = sweep(view, _with_tile(random_bundle, (96, 96, 96)))
-        tiled = sweep(view, _with_tile(random_bundle, (32, 32, 32)))
-    assert np.abs(whole[0].astype(int) - tiled[0].astype(int)).max() <= 1
-    assert np.abs(whole[1].astype(int) - tiled[1].astype(int)).max() <= 8
-    assert np.allclose(whole[2], tiled[2], atol=1e-5)
 
 
 def _with_tile(bundle: Any, tile: tuple[int, int, int]) -> Any:
@@ -182,23 +153,6 @@ def test_half_precision_is_used_only_where_the_processor_has_it_and_it_is_right(
     assert precision.choose_precision(_Net(0.01), "cpu", 2) == "bf16"
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     assert precision.choose_precision(_Net(0.01), "cpu", 2) == "fp32"
-
-
-def test_the_largest_probability_wins_and_stray_islands_go(rng: np.random.Generator):
-    random = rng.integers(0, 255, (33, 7, 6, 5), dtype=np.uint8)
-    assert np.array_equal(most_probable(random), random.argmax(0))
-    maps = np.zeros((33, 20, 10, 10), np.uint8)
-    maps[0] = 10
-    maps[4, 1:7, 1:7, 1:7] = 200  # liver
-    maps[4, 15, 5, 5] = 200  # and a stray voxel of it, where the spleen is second
-    maps[1, 15, 5, 5] = 100
-    labels = tidy_organs(maps, voxel_ml=0.064)
-    assert (labels == 4).sum() == 216 and labels[15, 5, 5] == 1
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(3)
 
 
 def test_another_bundle_never_gets_this_bundles_encoding(body: Any, random_bundle: Any, bundle_maker: Any, tmp_path: Path):

@@ -11,11 +11,12 @@ import pytest
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.tasks import segmentation
+from VelvetMedLib.tasks.class_maps import ClassMaps
 from VelvetMedLib.tasks.segmentation import organ_labels, overlay_lesions, segments_of
 
 
-def soft(fine: Any, seed: int = 0) -> Any:
-    """The fine part with smooth, uncertain probabilities around its labels."""
+def soft(fine: Any, seed: int = 0) -> tuple[Any, np.ndarray]:
+    """The fine part with smooth, uncertain probabilities around its labels, and these for all classes, [33, X, Y, Z]."""
     rng = np.random.default_rng(seed)
     maps = np.zeros((33, *fine.organs_xyz.shape), np.float32)
     for label in range(33):
@@ -25,14 +26,13 @@ def soft(fine: Any, seed: int = 0) -> Any:
         maps = (maps + np.roll(maps, 1, axis) + np.roll(maps, -1, axis)) / 3
     odds = np.exp(maps * 2)
     quantised = (odds / odds.sum(0) * 255 + 0.5).astype(np.uint8)
-    return replace(fine, organ_bytes=quantised, organs_xyz=quantised.argmax(0).astype(np.uint8))
+    maps = ClassMaps.of(quantised)
+    return replace(fine, organ_maps=maps, organs_xyz=maps.labels_xyz()), quantised
 
 
-def slow_labels(fine: Any, grid: Grid) -> np.ndarray:
+def slow_labels(quantised: np.ndarray, fine_grid: Grid, grid: Grid) -> np.ndarray:
     """All classes at once, then the largest."""
-    present = [n for n in range(33) if n == 0 or (fine.organs_xyz == n).any()]
-    maps = [resample_array(fine.organ_bytes[n].transpose(2, 1, 0), fine.grid, grid, outside=0.0, antialias=False) for n in present]
-    return np.array(present, np.uint8)[np.argmax(maps, 0)]
+    return np.argmax([resample_array(part.transpose(2, 1, 0), fine_grid, grid, outside=0.0, antialias=False) for part in quantised], 0)
 
 
 def turned_grid(degrees: float, left_handed: bool, spacing: tuple[float, float, float] = (3.1, 2.3, 5.0)) -> Grid:
@@ -51,9 +51,9 @@ def turned_grid(degrees: float, left_handed: bool, spacing: tuple[float, float, 
 
 @pytest.mark.parametrize("grid", [turned_grid(0, False), turned_grid(0, True), turned_grid(17, False), turned_grid(-30, True)])
 def test_the_running_maximum_equals_all_classes_at_once(make_fine: Any, grid: Grid, monkeypatch: pytest.MonkeyPatch):
-    fine = soft(make_fine())
+    fine, quantised = soft(make_fine())
     monkeypatch.setattr(segmentation, "SLAB_VOXELS", 30_000)
-    quick, slow = organ_labels(fine, grid), slow_labels(fine, grid)
+    quick, slow = organ_labels(fine, grid), slow_labels(quantised, fine.grid, grid)
     inside = slow > 0
     assert inside.sum() > 5000
     assert (quick == slow).mean() >= 0.999
@@ -61,7 +61,7 @@ def test_the_running_maximum_equals_all_classes_at_once(make_fine: Any, grid: Gr
 
 
 def test_slabs_change_nothing(make_fine: Any, monkeypatch: pytest.MonkeyPatch):
-    fine, grid = soft(make_fine(), 1), turned_grid(10, False)
+    fine, grid = soft(make_fine(), 1)[0], turned_grid(10, False)
     whole = organ_labels(fine, grid)
     monkeypatch.setattr(segmentation, "SLAB_VOXELS", 40_000)
     assert np.array_equal(organ_labels(fine, grid), whole)

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     analyze.add_argument("--style", choices=STYLES, default="structured", help="style of the draft report (default: structured)")
     analyze.add_argument("--no-image", action="store_true", help="do not copy the scan into the case")
     analyze.add_argument("--no-encoding", action="store_true", help="do not keep the encoding (ask and ground then know less)")
+    analyze.add_argument("--no-cleaning", action="store_true", help="keep stray islands, holes and misplaced parts as the model gives them")
 
     ask = verb("ask", "ask a question about a case", model)
     ask.add_argument("case", type=Path, metavar="CASE")

@@ -96,7 +96,7 @@ def analyze(options: Namespace) -> None:
     with show.progress() as progress:
         case = tasks.analyze(
             volume, bundle, out=options.out, style=options.style, progress=progress,
-            keep_image=not options.no_image, keep_encoding=not options.no_encoding,
+            keep_image=not options.no_image, keep_encoding=not options.no_encoding, cleaning=not options.no_cleaning,
         )  # fmt: skip
     states = {state: [f.display for f in case.findings if f.state == state] for state in ("present", "uncertain", "absent", "not_assessed")}
     lines = [

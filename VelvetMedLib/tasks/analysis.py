@@ -65,13 +65,15 @@ def analyze(
     cancel: CancelCallback | None = None,
     keep_image: bool = True,
     keep_encoding: bool = True,
+    cleaning: bool = True,
 ) -> Case:
     """Analyse a scan; with `out`, write the Case folder there, all or nothing. Raises Cancelled, BundleError, CaseError.
 
     parts: what to make (`PARTS`); a report needs the findings, so these come with it. Raises ValueError on an unknown one.
+    cleaning: apply `cleaning.RULES` to organs and lesions.
     """
     run = Run(progress, cancel, stages_of(bundle, STAGES))
-    done = run_analysis(volume, bundle, style=style, parts=parts, run=run)
+    done = run_analysis(volume, bundle, style=style, parts=parts, cleaning=cleaning, run=run)
     case = done.case
     if out is not None:
         with run.stage("write"):
@@ -82,7 +84,13 @@ def analyze(
 
 
 def run_analysis(
-    volume: Volume, bundle: Bundle, *, style: str = "structured", parts: Collection[str] = PARTS, run: Run | None = None
+    volume: Volume,
+    bundle: Bundle,
+    *,
+    style: str = "structured",
+    parts: Collection[str] = PARTS,
+    cleaning: bool = True,
+    run: Run | None = None,
 ) -> Analysis:
     """The analysis in memory."""
     if unknown := set(parts) - set(PARTS):
@@ -90,7 +98,7 @@ def run_analysis(
     run = run or Run(None, None, stages_of(bundle, STAGES))
     missing = sorted({"segments", "report"} & set(parts)) if takes_one_crop(bundle) else []
     parts = set(parts) - set(missing)
-    encoding = encode(volume, bundle, run=run)
+    encoding = encode(volume, bundle, cleaning=cleaning, run=run)
     with run.stage("findings"):
         findings = find(encoding, bundle)
     labels: NDArray[np.uint8] | None = None
@@ -114,7 +122,7 @@ def run_analysis(
         findings=findings if draft is not None or "findings" in parts else (),
         report=draft.report if draft is not None else None,
         timings=dict(run.timings),
-        warnings=(*volume.warnings, *(WITHOUT[part] for part in missing)),
+        warnings=(*volume.warnings, *encoding.run.get("warnings", ()), *(WITHOUT[part] for part in missing)),
         run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}} | _attribution(volume),
     )
     return Analysis(case, labels, encoding)
@@ -132,7 +140,8 @@ def _attribution(volume: Volume) -> dict[str, str]:
 
 
 def run_record(encoding: Encoding, bundle: Bundle) -> dict[str, Any]:
-    """What produced a result: versions, device, precision, hashes. Nothing about the patient, the user or the machine's name."""
+    """What produced a result: versions, device, precision, hashes, and the ml that each rule of cleaning changed (None without it).
+    Nothing about the patient, the user or the machine's name."""
     import torch
 
     return {
@@ -145,7 +154,7 @@ def run_record(encoding: Encoding, bundle: Bundle) -> dict[str, Any]:
         "precision": encoding.precision,
         "encoding_key": encoding.encoding_key,
         "weights_sha256": encoding.weights_sha256,
-    }
+    } | ({} if encoding.fine is None else {"cleaned_ml": encoding.fine.cleaned})
 
 
 def _write(done: Analysis, volume: Volume, out: Path, *, keep_image: bool, keep_encoding: bool) -> Case:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.shapes import Affine, LabelsKJI, Triple
+from VelvetMedLib.tasks.class_maps import ClassMaps
 from VelvetMedLib.tasks.tokens import FineMaps, LesionMeta
 from VelvetMedLib.tasks.views import inside_scan
 
@@ -38,8 +39,9 @@ class GlobalPart:
 class FinePart:
     """The fine sweep's result on its own axis-aligned RAS grid; (x, y, z) order.
 
-    organs_xyz: labels 0..32, islands removed. organ_bytes: [33, X, Y, Z] quantised probabilities; only in memory.
-    lesions_cxyz: [17, X, Y, Z] quantised. region_tokens [32, 77] with mask; lesion_tokens [N, 108] with `lesions`.
+    organs_xyz: labels 0..32. organ_maps: their probabilities; only in memory. lesions_cxyz: [17, X, Y, Z] quantised.
+    region_tokens [32, 77] with mask; lesion_tokens [N, 108] with `lesions`. cleaned: ml that each rule of `cleaning.RULES`
+    changed; None where the maps are as the network gave them.
     """
 
     grid: Grid
@@ -47,12 +49,13 @@ class FinePart:
     in_view: NDArray[np.bool_]
     hu_xyz: NDArray[np.int16]
     organs_xyz: NDArray[np.uint8]
-    organ_bytes: NDArray[np.uint8] | None
+    organ_maps: ClassMaps | None
     lesions_cxyz: NDArray[np.uint8]
     region_tokens: NDArray[np.float32]
     region_mask: NDArray[np.bool_]
     lesion_tokens: NDArray[np.float32]
     lesions: tuple[LesionMeta, ...]
+    cleaned: Mapping[str, float] | None = None
 
     @property
     def organs_kji(self) -> LabelsKJI:
@@ -95,7 +98,7 @@ class Encoding:
     """One scan as one bundle sees it. Parts that were not asked for, or that the bundle's model does not have, are None.
 
     volume_sha256: `Volume.sha256()`. encoding_key: `Bundle.encoding_key` (weights, preprocessing, lesion thresholds).
-    scan_grid: the scan's own grid, to which results go back. precision: arithmetic of the pass. run: counts, free form.
+    scan_grid: the scan's own grid, to which results go back. precision: arithmetic of the pass. run: `warnings` of the pass.
     """
 
     volume_sha256: str
@@ -192,6 +195,7 @@ def _whole(encoding: Encoding) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]
         "view_spacing_mm": list(seen.view_spacing_mm),
         "view_ijk_to_ras": seen.view_ijk_to_ras.tolist(),
         "lesions": [meta.as_dict() for meta in fine.lesions],
+        "cleaned": fine.cleaned,
     }
     return tensors, facts
 
@@ -253,12 +257,13 @@ def _assemble(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
         in_view=inside_scan(scan_grid, grid),
         hu_xyz=t["hu"],
         organs_xyz=t["organs"],
-        organ_bytes=None,
+        organ_maps=None,
         lesions_cxyz=lesions,
         region_tokens=t["region_tokens"],
         region_mask=t["region_mask"].astype(bool),
         lesion_tokens=t["lesion_tokens"],
         lesions=tuple(LesionMeta.from_dict(m) for m in facts["lesions"]),
+        cleaned=facts.get("cleaned"),
     )
     seen = GlobalPart(
         bottom=t["bottom"],

@@ -15,6 +15,7 @@ from VelvetMedLib.case import Link, measure
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.reports import LUNG_LOBES, Finding, Side, ontology
 from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.cleaning import spine_r_mm
 from VelvetMedLib.tasks.encoding import FinePart
 from VelvetMedLib.tasks.tokens import LesionMeta, border_shell, components, threshold_bytes
 
@@ -93,12 +94,9 @@ class Evidence:
     @cached_property
     def midline_mm(self) -> float:
         """R coordinate between the patient's sides: the spine's, else the body's middle."""
-        for name in ("spinal_cord", "vertebrae"):
-            label = ontology().structure(name).label
-            if self._voxels[label] >= 20:
-                centre = measure.centroid_ras(self.mask(name), self.fine.grid)
-                assert centre is not None
-                return centre[0]
+        spine = spine_r_mm(self.fine.organs_kji, self.fine.grid)
+        if spine is not None:
+            return spine
         low, high = self.fine.body_box_ras
         return float(low[0] + high[0]) / 2
 

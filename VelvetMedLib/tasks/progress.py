@@ -14,7 +14,10 @@ CancelCallback: TypeAlias = Callable[[], None]
 
 
 class Run:
-    """One run of the analysis. weights: share of the whole time that each stage is expected to take."""
+    """One run of the analysis. weights: share of the whole time that each stage is expected to take.
+
+    timings: seconds by stage. warnings: sentences that the result must carry.
+    """
 
     def __init__(
         self, progress: ProgressCallback | None = None, cancel: CancelCallback | None = None, weights: Mapping[str, float] | None = None
@@ -27,6 +30,7 @@ class Run:
         self._stage: str | None = None
         self._began = time.perf_counter()
         self.timings: dict[str, float] = {}
+        self.warnings: list[str] = []
 
     def check(self) -> None:
         """Raise Cancelled if the user asked for it."""

@@ -87,7 +87,7 @@ def with_labels(fine: FinePart, labels_kji: LabelsKJI, grid: Grid, edited: Seque
             organs[share >= LEAST_SHARE] = label
         else:
             lesions[label - FIRST_LESION] = np.rint(share * 255.0).astype(np.uint8)
-    changed = replace(fine, organs_xyz=organs, lesions_cxyz=lesions, organ_bytes=None)
+    changed = replace(fine, organs_xyz=organs, lesions_cxyz=lesions, organ_maps=None)
     if not any(label >= FIRST_LESION for label in edited):
         return changed
     halves = [(n + 1) // 2 for n in organs.shape]

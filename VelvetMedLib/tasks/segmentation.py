@@ -16,25 +16,13 @@ from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.shapes import ArrayKJI, LabelsKJI
+from VelvetMedLib.tasks.class_maps import Box, ClassMaps, filled_box, widened
 from VelvetMedLib.tasks.encoding import FinePart
 from VelvetMedLib.tasks.progress import Run
 from VelvetMedLib.tasks.tokens import threshold_bytes
 
 SLAB_VOXELS = 6_000_000
 FIRST_LESION = 101
-Box = tuple[slice, slice, slice]
-
-
-def _win_box(bytes_xyz: NDArray[np.uint8], least: int) -> Box | None:
-    """(x, y, z) box, one cell generous, of the cells with at least `least`."""
-    hit = bytes_xyz >= least
-    box = []
-    for axis in range(3):
-        filled = np.flatnonzero(hit.any(axis=tuple(a for a in range(3) if a != axis)))
-        if len(filled) == 0:
-            return None
-        box.append(slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 2))
-    return box[0], box[1], box[2]
 
 
 def _sub_grid(grid: Grid, box_ijk: Box) -> Grid:
@@ -60,11 +48,9 @@ def _seen_from(grid: Grid, fine: Grid, box_xyz: Box) -> Box | None:
 
 
 def _interpolated(bytes_xyz: NDArray[np.uint8], fine: Grid, source: Box, grid: Grid, target: Box) -> NDArray[np.float32]:
-    """Quantised probabilities of a box of fine cells on a box of `grid`, linear; 0 outside. (k, j, i)."""
-    part = bytes_xyz[tuple(slice(s.start, min(s.stop, n)) for s, n in zip(source, bytes_xyz.shape, strict=True))]
-    inner = tuple(slice(s.start, s.start + n) for s, n in zip(source, part.shape, strict=True))
-    from_grid = _sub_grid(fine, inner)  # type: ignore[arg-type]
-    return resample_array(part.transpose(2, 1, 0), from_grid, _sub_grid(grid, target), outside=0.0, antialias=False)
+    """Quantised probabilities of a box of fine cells, `bytes_xyz`, on a box of `grid`, linear; 0 outside. (k, j, i)."""
+    from_grid, to_grid = _sub_grid(fine, source), _sub_grid(grid, target)
+    return resample_array(bytes_xyz.transpose(2, 1, 0), from_grid, to_grid, outside=0.0, antialias=False)
 
 
 def _clip_box(box: Box, k: slice) -> Box | None:
@@ -79,33 +65,27 @@ def _within(box: Box, around: Box) -> tuple[slice, slice, slice]:
 
 
 def organ_labels(fine: FinePart, grid: Grid, run: Run | None = None) -> NDArray[np.uint8]:
-    """Organ labels 0..32 on `grid`. Without stored probabilities (an encoding read from disk) the labels themselves are interpolated."""
+    """Organ labels on `grid`. Without probabilities (an encoding read from disk) the labels themselves are interpolated."""
     run = run or Run()
     labels = np.zeros(grid.shape_kji, np.uint8)
-    classes: list[tuple[int, NDArray[np.uint8], Box, Box]] = []
-    for label in range(1, 33):
-        source = fine.organ_bytes[label] if fine.organ_bytes is not None else np.where(fine.organs_xyz == label, np.uint8(255), np.uint8(0))
-        # The largest of 33 probabilities is at least 1/33, and a linear mean cannot exceed its largest corner.
-        box = _win_box(source, 7)
-        target = None if box is None else _seen_from(grid, fine.grid, box)
-        if box is not None and target is not None and (fine.organs_xyz == label).any():
-            classes.append((label, source, box, target))
+    maps = fine.organ_maps or ClassMaps.certain(fine.organs_xyz)
+    # Further than a cell from all cells that it has won, a class wins nothing between cells either.
+    boxes = {label: widened(box, maps.shape) for label, box in _label_boxes(fine.organs_xyz).items()}
+    classes = [(label, target) for label, box in boxes.items() if (target := _seen_from(grid, fine.grid, box)) is not None]
     if not classes:
         return labels
-    union = tuple(slice(min(c[3][a].start for c in classes), max(c[3][a].stop for c in classes)) for a in range(3))
-    background = fine.organ_bytes[0] if fine.organ_bytes is not None else np.where(fine.organs_xyz == 0, np.uint8(255), np.uint8(0))
-    everything = tuple(slice(0, n) for n in background.shape)
+    union = tuple(slice(min(c[1][a].start for c in classes), max(c[1][a].stop for c in classes)) for a in range(3))
     thickness = max(1, SLAB_VOXELS // max(1, (union[0].stop - union[0].start) * (union[1].stop - union[1].start)))
     for start in range(union[2].start, union[2].stop, thickness):
         run.step((start - union[2].start) / (union[2].stop - union[2].start))
         slab: Box = (union[0], union[1], slice(start, min(start + thickness, union[2].stop)))
-        best = _interpolated(background, fine.grid, everything, grid, slab)  # type: ignore[arg-type]
+        best = _interpolated(maps.parts[0], fine.grid, maps.boxes[0], grid, slab)
         chosen = np.zeros(best.shape, np.uint8)
-        for label, source, box, target in classes:
+        for label, target in classes:
             here = _clip_box(target, slab[2])
             if here is None:
                 continue
-            value = _interpolated(source, fine.grid, box, grid, here)
+            value = _interpolated(maps.parts[label], fine.grid, maps.boxes[label], grid, here)
             place = _within(here, slab)
             better = value > best[place]
             chosen[place][better] = label
@@ -126,11 +106,14 @@ def overlay_lesions(
     margin: NDArray[np.float32] | None = None
     for channel in sorted(channels):
         source = fine.lesions_cxyz[channel]
-        box = _win_box(source, int(lowest[channel]))
-        target = None if box is None else _seen_from(grid, fine.grid, box)
-        if box is None or target is None:
+        hit = filled_box(source >= lowest[channel])
+        if hit is None:
             continue
-        above = _interpolated(source, fine.grid, box, grid, target) - lowest[channel]
+        box = widened(hit, source.shape)
+        target = _seen_from(grid, fine.grid, box)
+        if target is None:
+            continue
+        above = _interpolated(source[box], fine.grid, box, grid, target) - lowest[channel]
         k, j, i = target[2], target[1], target[0]
         view, taken = labels_kji[k, j, i], None
         if margin is not None:
@@ -183,17 +166,17 @@ def segments_of(
     return tuple(found)
 
 
-def _label_boxes(labels_kji: LabelsKJI) -> dict[int, tuple[slice, slice, slice]]:
-    """Tight (k, j, i) box of every label, found from one table of labels per axis."""
+def _label_boxes(labels: LabelsKJI) -> dict[int, tuple[slice, slice, slice]]:
+    """Tight box of every label, in the array's order of axes, found from one table of labels per axis."""
     tables = []
     for axis in range(3):
-        moved = np.moveaxis(labels_kji, axis, 0)
+        moved = np.moveaxis(labels, axis, 0)
         tables.append(np.stack([np.bincount(plane.ravel(), minlength=256) > 0 for plane in moved], 1))
     boxes = {}
     for label in np.flatnonzero(tables[0].any(1)):
         if label == 0:
             continue
         ends = [np.flatnonzero(table[label]) for table in tables]
-        k, j, i = (slice(int(e[0]), int(e[-1]) + 1) for e in ends)
-        boxes[int(label)] = (k, j, i)
+        first, second, third = (slice(int(e[0]), int(e[-1]) + 1) for e in ends)
+        boxes[int(label)] = (first, second, third)
     return boxes

@@ -22,7 +22,8 @@ from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
-from VelvetMedLib.tasks.encoder import fine_part, sweep
+from VelvetMedLib.tasks.encoder import fine_part
+from VelvetMedLib.tasks.sweep import sweep
 from VelvetMedLib.tasks.views import FineView, GlobalView, fine_view, global_view
 
 STRUCTURES = len(ontology().structures)
@@ -204,7 +205,7 @@ def _encode_one(case: PreparedCase) -> None:
 
 
 def fit_lesion_thresholds(model: VelvetModel, val: list[PreparedCase], folder: Path, *, spacing_mm: float) -> float:
-    """Choose the thresholds on the first validation cases, once, and keep them in `folder`. Returns the seconds spent, earlier calls included."""
+    """Choose the thresholds on the first validation cases, once, and keep them in `folder`. Returns the seconds spent, all calls."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "thresholds.json").exists():
         started = time.perf_counter()
