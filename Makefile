@@ -55,6 +55,7 @@ $(ORACLES): $(DEV)
 	@$(PY) -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > $(VENV)/torch-as-it-is.txt
 	@$(PIP) install -c $(VENV)/torch-as-it-is.txt -e ".[colipri]" && { rm -f $(VENV)/.stamp-oracles-*; touch $@; } \
 		|| echo "The package colipri could not be installed: its parity tests will be skipped."
+	@$(PIP) install -e ".[search-oracles]" || echo "PostgreSQL and FAISS could not be installed: their tests and comparisons will be skipped."
 
 $(NIIVUE): VelvetMedLib/exports/niivue.py | $(PY)
 	@$(PY) -m VelvetMedLib.exports.niivue || echo "Without the viewer the review pages show still pictures."

@@ -26,8 +26,24 @@ SURFACE = {
     "analyze": ["--bundle", "--device", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--series", "--style", "volume"],
     "ask": ["--bundle", "--device", "case", "question"],
     "ground": ["--bundle", "--device", "case", "phrase"],
-    "index": ["--bundle", "--device", "--keep-text", "--out", "folder"],
-    "search": ["--bundle", "--case", "--count", "--device", "--text", "--volume", "index"],
+    "index": ["--bundle", "--device", "--keep-text", "--out", "--remove", "folder"],
+    "search": [
+        "--bundle",
+        "--case",
+        "--count",
+        "--device",
+        "--region",
+        "--reports",
+        "--rerank",
+        "--since",
+        "--source",
+        "--text",
+        "--volume",
+        "--with-finding",
+        "--with-organ",
+        "--without-finding",
+        "index",
+    ],
     "embed": ["--bundle", "--device", "--out", "--series", "--view", "volume"],
     "review": ["--out", "cases"],
     "models list": [],
@@ -216,6 +232,11 @@ def test_a_folder_that_does_not_exist_is_refused_in_words(
     assert not (tmp_path / "secret_name").exists()
 
 
+@pytest.mark.parametrize("words", [["index", "--out", "{}"], ["index", "{}", "--remove", "1", "--out", "{}"]])
+def test_an_index_grows_or_shrinks_and_not_both(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]):
+    assert "grows by a folder or loses cases" in refused(capsys, *(w.format(tmp_path) for w in words))
+
+
 def test_errors_do_not_repeat_a_path(capsys: pytest.CaptureFixture[str], tmp_path: Path, random_bundle_folder: Path):
     given = str(tmp_path / "DOE_JOHN_1950")
     message = refused(capsys, "analyze", given, "--out", str(tmp_path / "case"), "--bundle", str(random_bundle_folder))
@@ -330,11 +351,17 @@ def test_questions_phrases_vectors_and_searches_answer_in_text_and_json(
 
     assert {"answer", "confidence", "link", "notice"} <= set(said("ask", str(case), "What are the findings?"))
     assert (case / said("ground", str(case), "pleural effusion")["heatmap"]).is_file()
-    assert said("index", str(case.parent), "--out", str(index))["count"] == 1
-    assert len(said("search", str(index), "--text", "effusion on the left")["results"]) == 1
-    assert main(["search", str(index), "--text", "effusion on the left", *bundle]) == 0
+    grow = ["index", str(case.parent), "--out", str(index), "--keep-text"]
+    assert [said(*grow)[name] for name in ("added", "known", "count")] == [1, 1, 1]  # two entries of one scan
+    assert [said(*grow)[name] for name in ("added", "known", "count")] == [0, 2, 1]
+    words = ["search", str(index), "--text", "effusion on the left"]
+    assert len(said(*words, "--since", "2026-01-01", "--source", "model")["results"]) == 1
+    assert said(*words, "--with-finding", "lung nodule", "--without-finding", "lung_nodule")["results"] == []
+    assert said("search", str(index), "--case", str(case))["results"] == []
+    assert main([*words, "--reports", *bundle]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("1. case ") and RESEARCH_USE_ONLY in out
+    assert out.startswith("1. case 1 (") and RESEARCH_USE_ONLY in out and said(*words)["results"][0]["text"] in out
+    assert said("index", "--out", str(index), "--remove", "1") == {"removed": 1, "count": 0, "notice": RESEARCH_USE_ONLY}
     vectors_file = tmp_path / "v.npz"
     assert said("embed", str(case.parents[1] / "scan.nii.gz"), "--out", str(vectors_file))["dimension"] == 32
     with np.load(vectors_file, allow_pickle=False) as vectors:

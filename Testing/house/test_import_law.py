@@ -45,6 +45,7 @@ HEAVY = (
     "highdicom",
     "jinja2",
     "matplotlib",
+    "psycopg",
     "rich",
     "scipy",
     "sklearn",
@@ -147,7 +148,7 @@ def test_the_slicer_module_imports_at_file_scope_only_what_slicer_ships():
     ("places", "at_file_scope", "in_functions"),
     [
         (IN_SLICER, LIGHT, {"pydicom"}),
-        (RUNTIME_ROOMS, RUNTIME, {"pydicom", "transformers", "peft"}),
+        (RUNTIME_ROOMS, RUNTIME, {"pydicom", "transformers", "peft", "psycopg"}),
     ],
     ids=["in Slicer's process", "runtime"],
 )

@@ -182,14 +182,15 @@ def test_a_folder_is_indexed_and_searched_by_text_case_and_scan(
     (folder / "notes.txt").write_text("ignored")
     done = tasks.index_folder(folder, tmp_path / "index", random_bundle)
     assert done.count == 2 and len(done.skipped) == 1 and done.skipped[0].startswith("entry 3:")
-    hits = tasks.search(tmp_path / "index", random_bundle, text="Pleural effusion on the left.")
-    assert len(hits) == 2 and {h.id for h in hits} == {read_case(case_folder).id, "entry-0002"}
-    by_case = tasks.search(tmp_path / "index", random_bundle, case=folder / "a_case")
-    assert [h.id for h in by_case] == ["entry-0002"]
-    by_scan = tasks.search(tmp_path / "index", random_bundle, volume=other)
-    assert [h.id for h in by_scan] == [read_case(case_folder).id]
-    with pytest.raises(UsageError, match="one query"):
-        tasks.search(tmp_path / "index", random_bundle)
+    with tasks.Index(tmp_path / "index", random_bundle) as index:
+        hits = tasks.search(index, text="Pleural effusion on the left.")
+        assert len(hits) == 2 and {h.id for h in hits} == {read_case(case_folder).id, "scan-2"}
+        by_case = tasks.search(index, case=folder / "a_case")
+        assert [h.id for h in by_case] == ["scan-2"]
+        by_scan = tasks.search(index, volume=other)
+        assert [h.id for h in by_scan] == [read_case(case_folder).id]
+        with pytest.raises(UsageError, match="one query"):
+            tasks.search(index)
 
 
 def test_a_scan_whose_licence_asks_for_it_is_named_in_the_case_and_on_its_page(

@@ -231,13 +231,16 @@ def test_a_folder_of_scans_is_indexed_and_searched_by_scan_and_by_words(
         write_nifti(tmp_path / "scans" / f"s{n}.nii.gz", volume.voxels_kji, volume.ijk_to_ras)
     made = tasks.index_folder(tmp_path / "scans", tmp_path / "index", colipri_bundle)
     assert made.count == 3 and not made.skipped
-    hits = tasks.search(tmp_path / "index", colipri_bundle, volume=make_body(seed=1), count=3)
+    index = tasks.Index(tmp_path / "index", colipri_bundle)
+    hits = tasks.search(index, volume=make_body(seed=1), count=3)
     vectors = [tasks.encode(v, colipri_bundle).study_vector for v in volumes]
     assert [h.similarity for h in hits] == sorted((h.similarity for h in hits), reverse=True) and len(hits) == 2
     said = text_vectors(["pleural effusion"], colipri_bundle)[0]
-    by_words = tasks.search(tmp_path / "index", colipri_bundle, text="pleural effusion", count=3)
+    by_words = tasks.search(index, text="pleural effusion", count=3)
     assert [h.number - 1 for h in by_words] == list(np.argsort([-(v @ said) for v in vectors]))
-    assert tasks.Index(tmp_path / "index", colipri_bundle).thumbnail(1) is not None
+    assert all(hit.picture and hit.region is None for hit in by_words)
+    with pytest.raises(BundleError, match="vectors of organs"):
+        tasks.search(index, volume=volumes[0], region="liver")
     with pytest.raises(IndexMismatchError):
         tasks.Index(tmp_path / "index", colipri_bundles(orientation="SAR"))
 

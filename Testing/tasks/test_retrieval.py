@@ -1,133 +1,127 @@
-"""Search is exact, explains itself, leaves the query's own scan out, and refuses a damaged or foreign index."""
+"""Search explains itself, leaves the query's own scan out, re-ranks by a trained match head alone, and refuses a foreign index."""
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from VelvetMedLib.errors import IndexMismatchError, UsageError
-from VelvetMedLib.tasks.retrieval import Index, Item, build_index
-
-KEY = "k" * 64
+from Testing.tasks.store_items import KEY, facts, make_items
+from VelvetMedLib.errors import BundleError, IndexMismatchError, UsageError
+from VelvetMedLib.tasks import Index, Where, encode, search
+from VelvetMedLib.tasks.indexing import _Source
+from VelvetMedLib.tasks.matching import match_tokens
+from VelvetMedLib.tasks.progress import Run
+from VelvetMedLib.tasks.retrieval import text_vector
+from VelvetMedLib.tasks.store import Facts, create_store
 
 
 def bundle(key: str = KEY) -> Any:
-    return SimpleNamespace(encoding_key=key, config=SimpleNamespace(id="demo"))
+    return SimpleNamespace(encoding_key=key, config=SimpleNamespace(id="demo", family="velvet"), model=SimpleNamespace(match=None))
 
 
-def items(count: int = 200, dimension: int = 16) -> list[Item]:
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(count, dimension)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    names = ("lung_nodule", "pleural_effusion", "liver_lesion")
-    return [
-        Item(f"case{n:03d}", f"volume{n}", v, tuple(x for m, x in enumerate(names) if (n >> m) & 1), f"text {n}")
-        for n, v in enumerate(vectors)
-    ]
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    with closing(create_store(tmp_path / "index", facts())) as store:
+        store.add(make_items(60))
+    with Index(tmp_path / "index", bundle()) as opened:
+        yield opened
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("index") / "index"
-    assert build_index(items(), out, KEY) == 200
-    return out
-
-
-def test_search_equals_sorting_everything(stored: Path):
-    index, everything = Index(stored, bundle()), items()
-    query = everything[17].study
-    scores = np.array([item.study @ query for item in everything])
-    expected = [everything[n].id for n in np.argsort(-scores, kind="stable")[:10]]
-    hits = index.by_vector(query, count=10)
-    assert [h.id for h in hits] == expected and hits[0].id == "case017"
-    assert hits[0].similarity == pytest.approx(1.0, abs=1e-3)
-
-
-def test_the_querys_own_scan_is_left_out(stored: Path):
-    hits = Index(stored, bundle()).by_vector(items()[17].study, count=200, exclude_volume="volume17")
-    assert len(hits) == 199 and "case017" not in {h.id for h in hits}
-
-
-def test_every_hit_says_why(stored: Path):
-    hits = Index(stored, bundle()).by_vector(items()[3].study, count=50, present=("lung_nodule",))
+def test_every_hit_says_why_by_findings_and_by_the_organ_that_is_most_alike(index: Index):
+    items = make_items(60)
+    query = items[7]  # liver, heart and spleen in view
+    hits = index.by_vector(query.study, count=60, present=("lung_nodule",), regions=query.regions)
+    assert hits[0].number == 8 and hits[0].similarity == pytest.approx(1.0, abs=1e-3)
     for hit in hits:
-        assert hit.shared == (("lung_nodule",) if "lung_nodule" in hit.present else ())
+        item = items[hit.number - 1]
+        assert hit.shared == (("lung_nodule",) if "lung_nodule" in item.present else ())
         assert ("both show lung nodule" in hit.why) == bool(hit.shared)
+        alike = {organ: float(vector @ query.regions[organ]) for organ, vector in item.regions.items()}
+        best = max(alike, key=lambda organ: alike[organ], default=None)
+        assert hit.region == (None if best is None else (best, pytest.approx(alike[best], abs=1e-4)))
+        assert hit.why.endswith(f"in the {best} ({alike[best]:.2f})") if best else "similar as a whole" in hit.why or hit.shared
+        assert hit.id == (item.id or f"scan-{hit.number}")
 
 
-def test_no_identity_no_path_and_no_text_is_stored_unless_asked(stored: Path, tmp_path: Path):
-    everything = b"".join(p.read_bytes() for p in stored.iterdir())
-    assert b"volume17" not in everything and b"text 17" not in everything and str(tmp_path).encode() not in everything
-    build_index(items(5), tmp_path / "texts", KEY, keep_text=True)
-    assert Index(tmp_path / "texts", bundle()).by_vector(items()[0].study, count=1)[0].text == "text 0"
+def test_a_search_by_organ_compares_that_organ_alone(index: Index):
+    items = make_items(60)
+    hits = index.by_vector(items[3].regions["heart"], region="heart", count=60, present=items[3].present)
+    assert {h.number for h in hits} == {n for n, item in enumerate(items, 1) if "heart" in item.regions}
+    assert hits[0].number == 4 and all(h.region == ("heart", h.similarity) and "compared in the heart" in h.why for h in hits)
 
 
-def test_one_volume_counts_once(tmp_path: Path):
-    twice = [*items(4), *items(4)]
-    assert build_index(twice, tmp_path / "i", KEY) == 4
-
-
-def test_an_index_of_other_weights_is_refused(stored: Path):
+def test_an_index_of_other_weights_is_refused(index: Index, tmp_path: Path):
     with pytest.raises(IndexMismatchError, match="another model"):
-        Index(stored, bundle("other"))
+        Index(tmp_path / "index", bundle("other"))
+    with pytest.raises(IndexMismatchError, match="no index here"):
+        Index(tmp_path, bundle())
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "thumbnails.npy", "items.sqlite", "index.json"])
-def test_a_damaged_or_missing_part_is_refused(stored: Path, tmp_path: Path, name: str):
-    copy = Path(shutil.copytree(stored, tmp_path / "copy"))
-    content = bytearray((copy / name).read_bytes())
-    content[-20] ^= 255
-    (copy / name).write_bytes(content)
-    with pytest.raises(IndexMismatchError):
-        Index(copy, bundle())
-    (copy / name).unlink()
-    with pytest.raises(IndexMismatchError):
-        Index(copy, bundle())
-
-
-def test_an_unknown_format_is_refused(stored: Path, tmp_path: Path):
-    copy = Path(shutil.copytree(stored, tmp_path / "copy"))
-    facts = json.loads((copy / "index.json").read_text())
-    (copy / "index.json").write_text(json.dumps(facts | {"format_version": 9}))
-    with pytest.raises(IndexMismatchError, match="format version"):
-        Index(copy, bundle())
-
-
-def test_a_failed_build_leaves_the_old_index_and_no_rubbish(tmp_path: Path):
-    out = tmp_path / "i"
-    build_index(items(5), out, KEY)
-
-    def failing() -> Any:
-        yield items(1)[0]
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        build_index(failing(), out, KEY)
-    assert len(Index(out, bundle())) == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["i"]
-    build_index(items(7), out, KEY)
-    assert len(Index(out, bundle())) == 7 and [p.name for p in tmp_path.iterdir()] == ["i"]
-
-
-def test_an_index_never_replaces_something_else(tmp_path: Path):
-    (tmp_path / "i").mkdir()
-    (tmp_path / "i" / "thesis.txt").write_text("precious")
-    with pytest.raises(IndexMismatchError, match="cannot be written there"):
-        build_index(items(2), tmp_path / "i", KEY)
-    assert (tmp_path / "i" / "thesis.txt").read_text() == "precious"
-
-
-def test_nothing_to_index_is_said(tmp_path: Path):
-    with pytest.raises(IndexMismatchError, match="nothing to index"):
-        build_index([], tmp_path / "i", KEY)
-
-
-def test_an_empty_text_is_refused(stored: Path):
+def test_an_empty_text_and_a_rerank_without_a_match_head_are_refused(index: Index):
     with pytest.raises(UsageError, match="no words"):
-        Index(stored, bundle()).by_text("  ?!", bundle())
+        index.by_text("  ?!")
+    with pytest.raises(BundleError, match="re-rank"):
+        index.by_text("a nodule", rerank=True)
+    for wrong in ({"text": "a nodule", "region": "liver"}, {"case": "x", "rerank": True}, {}, {"text": "a", "case": "x"}):
+        with pytest.raises(UsageError):
+            search(index, **wrong)
+
+
+def test_rerank_adds_the_match_heads_answer_to_the_cosine_of_the_best(
+    make_match_bundle: Callable[[], Any], make_body: Callable[..., Any], tmp_path: Path
+):
+    import torch
+
+    bundle, text = make_match_bundle(), "Pleural effusion on the left."
+    scans = [make_body(seed=seed) for seed in range(3)]
+    encodings = [encode(scan, bundle) for scan in scans]
+    layout = bundle.tokenizer.layout([[text]], 160)
+    model, wanted = bundle.model, {}
+    query = text_vector([text], bundle)
+    for number, encoding in enumerate(encodings, 1):
+        tokens = torch.from_numpy(match_tokens(encoding, bundle))[None].float()
+        with torch.inference_mode():
+            states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
+            fused = model.tribert.fuse(states, layout.type_ids, layout.pad_mask, tokens)
+            wanted[number] = (float(encoding.study_vector @ query), float(model.match(fused)[0, 1]))
+    made = Facts(encoding_key=bundle.encoding_key, dimension=32, region_dimension=77)
+    with closing(create_store(tmp_path / "index", made)) as store:
+        for scan in scans:
+            store.add([_Source(Path("scan"), scan.sha256(), None, scan).item(bundle, Run(), keep_text=False, keep_place=False)])
+    with Index(tmp_path / "index", bundle) as index:
+        hits = index.by_text(text, rerank=True, count=3)
+        assert [h.number for h in hits] == sorted(wanted, key=lambda n: -sum(wanted[n]))
+        assert {h.number: h.match for h in hits} == {n: pytest.approx(logit, abs=2e-3) for n, (_, logit) in wanted.items()}
+        assert len({h.match for h in hits}) > 1 and index.by_text(text, count=1, where=Where())[0].match is None
+
+
+@pytest.fixture
+def make_match_bundle(bundle_maker: Callable[..., Path], tmp_path: Path) -> Callable[[], Any]:
+    """A random bundle that has a match head, whose answers differ from scan to scan."""
+
+    def make() -> Any:
+        import torch
+
+        from Testing.plugins.bundles import tiny_model_config, tokenizer_text
+        from VelvetMedLib.bundle import load_bundle, read_config, save_bundle
+        from VelvetMedLib.models.text import ReportTokenizer
+        from VelvetMedLib.models.velvet import VelvetModel
+
+        plain = read_config(bundle_maker(tmp_path / "plain"))
+        config = replace(tiny_model_config(ReportTokenizer(tokenizer_text()).vocab_size), match=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model = VelvetModel(config)
+            torch.nn.init.normal_(model.match.linear.weight)
+            for layer in model.visual_adapter:
+                torch.nn.init.normal_(layer.weight)
+        save_bundle(tmp_path / "match", replace(plain, architecture=config.to_dict()), model, tokenizer_text(), "# For tests\n")
+        return load_bundle(tmp_path / "match")
+
+    return make

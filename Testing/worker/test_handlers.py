@@ -80,7 +80,7 @@ def test_a_folder_is_indexed_and_searched_by_text_and_by_case(worker, analysed, 
     out, _ = analysed
     named = {"bundle": str(random_bundle_folder)}
     made = worker.wait(worker.request("index", {"folder": str(out.parent), "out": str(tmp_path / "index"), **named}), 60)
-    assert made == {"count": 1, "skipped": []}
+    assert made == {"added": 1, "known": 0, "count": 1, "skipped": []}
     hits = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "text": "pleural effusion", **named}), 60)["hits"]
     assert len(hits) == 1
     own = worker.wait(worker.request("similar", {"index": str(tmp_path / "index"), "case": str(out), **named}), 60)

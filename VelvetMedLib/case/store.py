@@ -86,7 +86,7 @@ def write_case(
         written = replace(case, files={p.name: _seal(p) for p in sorted(building.iterdir())})
         _write_text(building / REPORT, report_markdown(written))
         _write_text(building / CASE_JSON, case_to_json(written))
-        _sync_folder(building)
+        sync_folder(building)
         _swap_in(building, target)
     return written
 
@@ -106,7 +106,7 @@ def update_case(folder: Path | str, case: Case) -> Case:
                 os.replace(part, target / name)
             finally:
                 part.unlink(missing_ok=True)
-        _sync_folder(target)
+        sync_folder(target)
     return written
 
 
@@ -225,7 +225,7 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make new names durable where the system can (directories cannot be opened on Windows)."""
     if os.name != "posix":
         return
@@ -268,7 +268,7 @@ def _swap_in(building: Path, target: Path) -> None:
     except OSError:
         _recover(target)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from VelvetMedLib.errors import UsageError
 DEFAULT_BUNDLE = "demo"
 VIEWS = ("crop", "windowed")
 ORIENTATIONS = ("RAS", "SAR")
+SOURCES = ("report", "model")
 STYLES = ("structured", "narrative", "terse", "itemised")
 
 
@@ -37,6 +38,11 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def _name(text: str) -> str:
+    """A finding or an organ, also as it is written in sentences."""
+    return text.strip().lower().replace(" ", "_")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,18 +90,30 @@ def build_parser() -> argparse.ArgumentParser:
     ground.add_argument("case", type=Path, metavar="CASE")
     ground.add_argument("phrase", metavar="PHRASE")
 
-    index = verb("index", "index a folder of cases or scans for search", model)
-    index.add_argument("folder", type=Path, metavar="FOLDER")
-    index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="index folder to write")
+    index = verb("index", "add a folder of cases or scans to an index for search", model)
+    index.add_argument("folder", type=Path, metavar="FOLDER", nargs="?", help="what is in the index already is left as it is")
+    index.add_argument("--out", required=True, metavar="INDEX", help="index folder, or postgresql:// address of a database")
     index.add_argument("--keep-text", action="store_true", help="keep the text of the draft reports in the index")
+    index.add_argument("--remove", type=int, action="append", metavar="NUMBER", help="instead: take this case out of the index")
 
     search = verb("search", "find similar cases in an index", model)
-    search.add_argument("index", type=Path, metavar="INDEX")
+    search.add_argument("index", metavar="INDEX")
     query = search.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="words to look for")
     query.add_argument("--volume", type=Path, help="a scan to compare with")
     query.add_argument("--case", type=Path, help="an analysed case to compare with")
     search.add_argument("--count", type=_at_least_one, default=5, help="how many results (default: 5)")
+    search.add_argument("--region", type=_name, metavar="ORGAN", help="compare this organ of the scan alone, such as liver")
+    search.add_argument("--rerank", action="store_true", help="order the best by the model's match head as well (with --text)")
+    search.add_argument("--reports", action="store_true", help="only cases whose report text was kept, with the text")
+    for option, kind, text in (
+        ("--with-finding", "FINDING", "only cases that show it"),
+        ("--without-finding", "FINDING", "only cases in which it was looked for and is absent"),
+        ("--with-organ", "ORGAN", "only cases that show enough of this organ"),
+    ):
+        search.add_argument(option, type=_name, action="append", default=[], metavar=kind, help=f"{text}; can be given several times")
+    search.add_argument("--source", choices=SOURCES, help="only cases whose findings a report, or the model, has named")
+    search.add_argument("--since", metavar="DATE", help="only cases added from this day on, such as 2026-11-22 (UTC)")
 
     embed = verb("embed", "write a scan's vectors", scan, model)
     embed.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")

@@ -16,7 +16,7 @@ from VelvetMedLib.errors import UsageError
 if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
     from VelvetMedLib.ct import Volume
-    from VelvetMedLib.tasks import Encoding, Grounding
+    from VelvetMedLib.tasks import Encoding, Grounding, Hit
 
 
 def run(options: Namespace) -> None:
@@ -183,32 +183,63 @@ def _grounded(found: Grounding) -> str:
 def index(options: Namespace) -> None:
     from VelvetMedLib import tasks
     from VelvetMedLib.tasks.indexing import entries
+    from VelvetMedLib.tasks.store import is_address
 
-    entries(options.folder)
-    _check_out(options.out, "index.json", "index")
+    if (options.folder is None) == (options.remove is None):
+        raise UsageError(
+            "An index either grows by a folder or loses cases.",
+            found="both FOLDER and --remove" if options.folder is not None else "neither FOLDER nor --remove",
+            expected="one of them",
+            next_step="Give a FOLDER to add, or --remove with the numbers that 'velvetmed search' shows.",
+        )
     bundle = _bundle(options)
-    with show.progress() as progress:
-        done = tasks.index_folder(options.folder, options.out, bundle, keep_text=options.keep_text, progress=progress)
-    counted = "1 case is" if done.count == 1 else f"{done.count} cases are"
-    lines = [f"{counted} in the index.", *(f"Skipped {reason}" for reason in done.skipped), RESEARCH_USE_ONLY]
-    data = {"index": str(options.out), "count": done.count, "skipped": list(done.skipped), "notice": RESEARCH_USE_ONLY}
-    show.result(data, "\n".join(lines), as_json=options.json)
+    if options.remove is not None:
+        with tasks.Index(options.out, bundle) as opened:
+            removed, count = opened.remove(options.remove), len(opened)
+        data: dict[str, Any] = {"removed": removed, "count": count}
+        lines = [f"{_cases(removed)} taken out. {_cases(count)} in the index."]
+    else:
+        entries(options.folder)
+        if not is_address(options.out):
+            _check_out(Path(options.out), "index.json", "index")
+        with show.progress() as progress:
+            done = tasks.index_folder(options.folder, options.out, bundle, keep_text=options.keep_text, progress=progress)
+        data = {"added": done.added, "known": done.known, "count": done.count, "skipped": list(done.skipped)}
+        lines = [f"{_cases(done.added)} added; already there: {done.known}. {_cases(done.count)} in the index."]
+        lines += [f"Skipped {reason}" for reason in done.skipped]
+    show.result(data | {"notice": RESEARCH_USE_ONLY}, "\n".join([*lines, RESEARCH_USE_ONLY]), as_json=options.json)
+
+
+def _cases(count: int) -> str:
+    return "1 case is" if count == 1 else f"{count} cases are"
 
 
 def search(options: Namespace) -> None:
     from VelvetMedLib import tasks
 
+    where = tasks.Where(
+        present=tuple(options.with_finding),
+        absent=tuple(options.without_finding),
+        organs=tuple(options.with_organ),
+        source=options.source,
+        since=options.since,
+        with_text=options.reports,
+    )
     volume = _volume(options.volume) if options.volume is not None else None
-    bundle = _bundle(options)
-    with show.progress(quiet=volume is None) as progress:
+    with tasks.Index(options.index, _bundle(options)) as opened, show.progress(quiet=volume is None) as progress:
         hits = tasks.search(
-            options.index, bundle, text=options.text, volume=volume, case=options.case, count=options.count, progress=progress
-        )
-    lines = [f"{n}. case {hit.id}  similarity {hit.similarity:.3f}  {hit.why}" for n, hit in enumerate(hits, 1)] or [
-        "No case to compare with."
-    ]
+            opened, text=options.text, volume=volume, case=options.case, count=options.count, where=where,
+            region=options.region, rerank=options.rerank, progress=progress,
+        )  # fmt: skip
+    lines = [_told(n, hit, options.reports) for n, hit in enumerate(hits, 1)] or ["No case to compare with."]
     data = {"results": [hit.as_dict() for hit in hits], "notice": RESEARCH_USE_ONLY}
     show.result(data, "\n".join([*lines, RESEARCH_USE_ONLY]), as_json=options.json)
+
+
+def _told(place: int, hit: Hit, with_text: bool) -> str:
+    match = "" if hit.match is None else f"  match {hit.match:+.2f}"
+    line = f"{place}. case {hit.number} ({hit.id})  similarity {hit.similarity:.3f}{match}  {hit.why}"
+    return f"{line}\n   {hit.text}" if with_text else line
 
 
 def embed(options: Namespace) -> None:

@@ -125,13 +125,13 @@ class StudyReader(nn.Module):
         region_mask, lesion_mask = region_mask.bool(), lesion_mask.bool()
         cells = top.flatten(2).transpose(1, 2)
         # Numbers behind a mask may be anything, even NaN: they are replaced, not multiplied away.
-        raw = _standard(regions, self.region_mean, self.region_scale, region_mask)
+        raw = standardised(regions, self.region_mean, self.region_scale, region_mask)
         measured = torch.einsum("bsf,sfw->bsw", raw[..., -self.config.region_measures :], self.measure_in)
         parts = [
             self.top_in(cells) + self.cell_position(_cell_centres(top)),
             self.spacing(view_spacing_mm),
             self.region_in(raw) + measured + self.structure.weight,
-            self.lesion_in(_standard(lesions, self.lesion_mean, self.lesion_scale, lesion_mask)),
+            self.lesion_in(standardised(lesions, self.lesion_mean, self.lesion_scale, lesion_mask)),
         ]
         x = torch.cat([part + self.kind.weight[kind] for kind, part in enumerate(parts)], dim=1)
         always = torch.ones(len(top), cells.shape[1] + 1, dtype=torch.bool, device=top.device)
@@ -148,7 +148,7 @@ class StudyReader(nn.Module):
         return ReaderOutput(memory, mask, functional.normalize(study.float(), dim=-1), unit_regions)
 
 
-def _standard(raw: Tensor, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+def standardised(raw: Tensor, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
     """(raw - mean) * scale, limited to +-6 so that one wild number of a strange scan cannot drown the others; 0 behind the mask."""
     return ((raw - mean) * scale).clamp(-6.0, 6.0).masked_fill(~mask[..., None], 0.0)
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.decoder import CausalDecoder, DecoderConfig
 from VelvetMedLib.models.fine import FineConfig, FineNet
+from VelvetMedLib.models.heads import MatchHead
 from VelvetMedLib.models.reader import FindingsHead, FindingsHeadConfig, ReaderConfig, StudyReader
 from VelvetMedLib.models.spacing import SpacingToken
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
@@ -32,6 +33,7 @@ class ModelConfig(Settings):
 
     projection_dim: length of the common vectors of image and text at each level (512 in the paper).
     spacing_token: give the millimetres of the global view to the fusion layers as one more visual token.
+    match: a trained head tells whether a text and a scan belong together (`objectives.match` trains it).
     """
 
     swin: SwinConfig = field(default_factory=SwinConfig)
@@ -42,6 +44,7 @@ class ModelConfig(Settings):
     reader: ReaderConfig | None = None
     findings: FindingsHeadConfig | None = None
     decoder: DecoderConfig | None = None
+    match: bool = False
 
     def __post_init__(self) -> None:
         top = self.swin.widths[4]
@@ -59,6 +62,7 @@ class ModelConfig(Settings):
             self.require(self.reader is not None and memory == self.reader.width, "decoder", "a reader as wide as the decoder's memory")
             same = self.decoder.vocab_size == self.tribert.vocab_size
             self.require(same, "decoder", f"vocab_size {self.tribert.vocab_size}, as the text encoder's")
+        self.require(not self.match or self.tribert.fusion_layers > 0, "match", "False, or a tribert with fusion layers")
 
 
 class GlobalFeatures(NamedTuple):
@@ -97,6 +101,7 @@ class VelvetModel(nn.Module):
         self.reader = StudyReader(config.reader) if config.reader is not None else None
         self.findings = FindingsHead(config.findings) if config.findings is not None else None
         self.decoder = CausalDecoder(config.decoder) if config.decoder is not None else None
+        self.match = MatchHead(text_width) if config.match else None
 
     def encode_global(self, x: Tensor, view_spacing_mm: Tensor) -> GlobalFeatures:
         """x: [B, 1, X, Y, Z] global view; view_spacing_mm: [B, 3], box side / voxels per axis (x, y, z)."""

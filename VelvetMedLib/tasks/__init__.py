@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from VelvetMedLib.tasks.grounding import Grounding, ground
     from VelvetMedLib.tasks.indexing import index_folder, search
     from VelvetMedLib.tasks.report import draft_report
-    from VelvetMedLib.tasks.retrieval import Hit, Index, build_index
+    from VelvetMedLib.tasks.retrieval import Hit, Index
     from VelvetMedLib.tasks.revision import Revised, revise
+    from VelvetMedLib.tasks.store import Where
 
 _PLACES = {
     "PARTS": "analysis",
@@ -22,12 +23,12 @@ _PLACES = {
     "encode": "encoder", "forget_encodings": "encoder", "Encoding": "encoding", "load_encoding": "encoding", "save_encoding": "encoding",
     "find": "findings", "Grounding": "grounding", "ground": "grounding", "index_folder": "indexing", "search": "indexing",
     "Revised": "revision", "revise": "revision",
-    "draft_report": "report", "Hit": "retrieval", "Index": "retrieval", "build_index": "retrieval",
+    "draft_report": "report", "Hit": "retrieval", "Index": "retrieval", "Where": "store",
 }  # fmt: skip
 
 __all__ = [
     "PARTS",
-    "Analysis", "Encoding", "Grounding", "Hit", "Index", "Revised", "analyze", "ask", "build_index", "case_encoding", "draft_report",
+    "Analysis", "Encoding", "Grounding", "Hit", "Index", "Revised", "Where", "analyze", "ask", "case_encoding", "draft_report",
     "encode", "find", "forget_encodings", "ground", "index_folder", "load_encoding", "revise", "run_analysis", "save_encoding", "search",
 ]  # fmt: skip
 

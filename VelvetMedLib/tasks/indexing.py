@@ -1,9 +1,9 @@
-"""Which scans and cases a folder holds, and how each becomes an item of a retrieval index."""
+"""Which scans and cases a folder holds, how each becomes an item of a retrieval index, and how a scan or a Case is searched for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from VelvetMedLib import ct
 from VelvetMedLib.case import Case, measure, read_case
 from VelvetMedLib.errors import ScanError, UsageError, VelvetMedError
 from VelvetMedLib.reports import ontology, parse_report
+from VelvetMedLib.reports.records import State
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.analysis import case_encoding
 from VelvetMedLib.tasks.crop import stages_of
@@ -18,9 +19,12 @@ from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence
 from VelvetMedLib.tasks.findings import find
+from VelvetMedLib.tasks.matching import match_tokens
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
-from VelvetMedLib.tasks.retrieval import Hit, Index, Item, build_index
-from VelvetMedLib.tasks.thumbnails import thumbnail
+from VelvetMedLib.tasks.regions import region_dimension, region_vector, region_vectors
+from VelvetMedLib.tasks.retrieval import ANY_CASE, Hit, Index, check_key
+from VelvetMedLib.tasks.store import Facts, Item, Where, create_store, is_address, open_store, refuse, store_exists
+from VelvetMedLib.tasks.thumbnails import grey_png, thumbnail
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -35,8 +39,11 @@ _LONGEST_REPORT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of a folder: how many cases were indexed, and why others were not (by their place in the sorted folder)."""
+    """What became of a folder: how many of its scans were added, how many were in the index already (a second entry of a scan among
+    them), how many the index now has, and why others were left out (by their place in the sorted folder)."""
 
+    added: int
+    known: int
     count: int
     skipped: tuple[str, ...]
 
@@ -65,13 +72,18 @@ def index_folder(
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> Indexed:
-    """Index every Case and scan of a folder. One that cannot be read is skipped and named by its place; the rest go in.
+    """Add every Case and scan of a folder that is not in the index yet; the index is made with the first of them.
+
+    Each is safe once the next begins: a cancel or a kill loses none of them, and the same call goes on. One that cannot be read is
+    skipped and named by its place. out: a folder, or the address of a database.
 
     A report beside a scan (same name ending in .txt or .md; `report.txt` inside a folder) gives the scan's findings instead of
     the model. Of its text nothing is kept: reports carry names. keep_text concerns the drafts of Cases alone.
+    keep_places: also keep where the scans are, in the private part, by which a hit can be opened.
     """
-    found = [p for p in entries(Path(folder)) if p.resolve() != Path(out).resolve()]
+    found = [path for path in entries(Path(folder)) if is_address(out) or path.resolve() != Path(out).resolve()]
     skipped: list[str] = []
+    added = known = 0
 
     def run_of(place: int) -> Run:
         """Each scan moves the bar by its share of the folder, however many stages its own encoding has."""
@@ -82,46 +94,79 @@ def index_folder(
 
         return Run(report, cancel, stages_of(bundle, STAGES))
 
-    def items() -> Iterator[Item]:
+    with ExitStack() as opened:
+        store = opened.enter_context(closing(open_store(out))) if store_exists(out) else None
+        if store is not None:
+            check_key(store, bundle)
         for place, path in enumerate(found, start=1):
             run = run_of(place)
             run.check()
             try:
-                yield item_of(path, place, bundle, run)
+                source = _Source.of(path)
+                if store is not None and store.knows(source.volume_sha256):
+                    known += 1
+                    continue
+                item = source.item(bundle, run, keep_text=keep_text, keep_place=keep_places)
             except VelvetMedError as error:
-                if error.code == "cancelled":
+                if error.code in ("cancelled", "index"):
                     raise
                 skipped.append(f"entry {place}: {error.what}")
+                continue
+            if store is None:
+                facts = Facts(encoding_key=bundle.encoding_key, dimension=len(item.study), region_dimension=region_dimension(bundle))
+                store = opened.enter_context(closing(create_store(out, facts)))
+            added += store.add([item])
+        if store is None:
+            raise refuse("There is nothing to index.", "no case", "at least one analysed case or scan", "Run 'velvetmed analyze' first.")
+        return Indexed(added, known, len(store), tuple(skipped))
 
-    count = build_index(items(), out, bundle.encoding_key, keep_text=keep_text, keep_places=keep_places)
-    return Indexed(count, tuple(skipped))
 
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A Case, or a scan that was read, before it is encoded."""
 
-def item_of(path: Path, place: int, bundle: Bundle, run: Run) -> Item:
-    """The index item of a Case folder or a scan."""
-    if (path / "case.json").is_file():
-        case = read_case(path)
-        encoding = case_encoding(path, bundle) or _encode_case_image(path, case, bundle, run)
-        text = " ".join(s.text for section in (case.report.sections if case.report else ()) for s in section.sentences if not s.rejected)
-        name, volume, findings, text_or_none = case.id, case.input.sha256, case.findings, text
-    else:
-        scan = path / "ct.nii.gz" if (path / "ct.nii.gz").is_file() else path
-        encoding = encode(ct.read(scan), bundle, run=run)
-        name, volume, findings, text_or_none = f"entry-{place:04d}", encoding.volume_sha256, find(encoding, bundle), None
-    reported = reported_findings(path)
-    strongest = max((f for f in findings if f.state == "present"), key=lambda f: f.probability or 0.0, default=None)
-    at = strongest.link.center_ras_mm if strongest is not None and strongest.link is not None else None
-    return Item(
-        id=name,
-        volume_sha256=volume,
-        study=encoding.study_vector,
-        present=tuple(f.name for f in findings if f.state == "present") if reported is None else reported,
-        text=text_or_none,
-        source="model" if reported is None else "report",
-        thumbnail=thumbnail(encoding.need_fine(), at) if encoding.crop is None else encoding.crop.picture,
-        centers=organ_centers(encoding) if encoding.crop is None else {},
-        place=str(path.resolve()),
-    )
+    path: Path
+    volume_sha256: str
+    case: Case | None
+    scan: ct.Volume | None
+
+    @classmethod
+    def of(cls, path: Path) -> _Source:
+        if (path / "case.json").is_file():
+            case = read_case(path)
+            return cls(path, case.input.sha256, case, None)
+        scan = ct.read(path / "ct.nii.gz" if (path / "ct.nii.gz").is_file() else path)
+        return cls(path, scan.sha256(), None, scan)
+
+    def item(self, bundle: Bundle, run: Run, *, keep_text: bool, keep_place: bool) -> Item:
+        text = None
+        if self.case is not None:
+            encoding = case_encoding(self.path, bundle) or _encode_case_image(self.path, bundle, run)
+            findings = self.case.findings
+            if keep_text and self.case.report is not None:
+                text = " ".join(s.text for section in self.case.report.sections for s in section.sentences if not s.rejected)
+        else:
+            assert self.scan is not None
+            encoding = encode(self.scan, bundle, run=run)
+            findings = find(encoding, bundle)
+        states = reported_states(self.path)
+        told = {f.name: f.state for f in findings} if states is None else states
+        strongest = max((f for f in findings if f.state == "present"), key=lambda f: f.probability or 0.0, default=None)
+        at = strongest.link.center_ras_mm if strongest is not None and strongest.link is not None else None
+        return Item(
+            volume_sha256=self.volume_sha256,
+            study=encoding.study_vector,
+            id=self.case.id if self.case is not None else None,
+            present=tuple(name for name, state in told.items() if state == "present"),
+            absent=tuple(name for name, state in told.items() if state == "absent"),
+            source="model" if states is None else "report",
+            text=text,
+            picture=grey_png(thumbnail(encoding.need_fine(), at) if encoding.crop is None else encoding.crop.picture),
+            centers=organ_centers(encoding) if encoding.crop is None else {},
+            regions=region_vectors(encoding, bundle),
+            match_tokens=match_tokens(encoding, bundle),
+            place=str(self.path.resolve()) if keep_place else None,
+        )
 
 
 def organ_centers(encoding: Encoding) -> dict[str, Triple]:
@@ -132,8 +177,8 @@ def organ_centers(encoding: Encoding) -> dict[str, Triple]:
     return {name: center for name, center in centers.items() if center is not None}
 
 
-def reported_findings(path: Path) -> tuple[str, ...] | None:
-    """Findings that a report beside a scan calls present; None where there is no report or it speaks of none that we know."""
+def reported_states(path: Path) -> dict[str, State] | None:
+    """Finding to state, as a report beside a scan says it; None where there is no report or it speaks of none that we know."""
     if path.is_dir():
         candidates = [path / REPORT_IN_FOLDER]
     else:
@@ -144,10 +189,10 @@ def reported_findings(path: Path) -> tuple[str, ...] | None:
     if report is None:
         return None
     said = [r for r in parse_report(report.read_text(encoding="utf-8", errors="replace")) if r.state != "not_assessed"]
-    return tuple(dict.fromkeys(r.name for r in said if r.state == "present")) if said else None
+    return {r.name: r.state for r in said} or None
 
 
-def _encode_case_image(path: Path, case: Case, bundle: Bundle, run: Run) -> Encoding:
+def _encode_case_image(path: Path, bundle: Bundle, run: Run) -> Encoding:
     image = path / "ct.nii.gz"
     if not image.is_file():
         raise ScanError(
@@ -160,20 +205,22 @@ def _encode_case_image(path: Path, case: Case, bundle: Bundle, run: Run) -> Enco
 
 
 def search(
-    index: Path | str,
-    bundle: Bundle,
+    index: Index,
     *,
     text: str | None = None,
     volume: ct.Volume | None = None,
     case: Path | str | None = None,
     count: int = 5,
-    exclude_sha256: str | None = None,
+    where: Where = ANY_CASE,
+    region: str | None = None,
+    rerank: bool = False,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> list[Hit]:
     """The cases of an index most similar to a text, a volume or a Case: exactly one of the three.
 
-    exclude_sha256: the query's own scan as it was indexed, where its voxels have since been stored in another order.
+    The query's own scan stays out; `where.exclude` names it by its hash where its voxels have since been stored in another order.
+    region: compare this organ alone, for scans. rerank: by the bundle's match head, for texts.
     """
     if sum(query is not None for query in (text, volume, case)) != 1:
         raise UsageError(
@@ -182,17 +229,29 @@ def search(
             expected="a text, a volume or a case",
             next_step="Give exactly one of --text, --volume and --case.",
         )
-    opened = Index(index, bundle)
-    run = Run(progress, cancel, stages_of(bundle, STAGES))
+    if (text is None and rerank) or (text is not None and region is not None):
+        raise UsageError(
+            "Re-ranking is for words, and an organ for scans.",
+            found="--rerank without --text" if rerank else "--region with --text",
+            expected="--text with --rerank, or --volume or --case with --region",
+            next_step="Leave the option out, or change the query.",
+        )
+    bundle = index.bundle
     if text is not None:
-        return opened.by_text(text, bundle, count=count)
+        return index.by_text(text, count=count, where=where, rerank=rerank)
     if case is not None:
         encoding = case_encoding(case, bundle, required=True)
         assert encoding is not None
-        present = [f.name for f in read_case(Path(case)).findings if f.state == "present"]
+        findings = read_case(Path(case)).findings
     else:
         assert volume is not None
-        encoding = encode(volume, bundle, run=run)
-        present = [f.name for f in find(encoding, bundle) if f.state == "present"]
-    own = exclude_sha256 or encoding.volume_sha256
-    return opened.by_vector(encoding.study_vector, count=count, present=present, exclude_volume=own)
+        encoding = encode(volume, bundle, run=Run(progress, cancel, stages_of(bundle, STAGES)))
+        findings = find(encoding, bundle)
+    return index.by_vector(
+        encoding.study_vector if region is None else region_vector(encoding, bundle, region),
+        count=count,
+        where=replace(where, exclude=where.exclude or encoding.volume_sha256),
+        present=[f.name for f in findings if f.state == "present"],
+        regions=region_vectors(encoding, bundle),
+        region=region,
+    )

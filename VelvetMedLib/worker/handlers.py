@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
     from VelvetMedLib.case import Case
     from VelvetMedLib.ct import Volume
+    from VelvetMedLib.tasks import Hit, Index
 
 PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors", "tokenizers", "pydicom")
 DEFAULT_BUNDLE = "demo"
@@ -139,41 +140,43 @@ class Session:
         return answer
 
     def similar(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Nearest cases with the reason and a small picture; with `open`, that case's scan is written to `out` instead."""
+        """Nearest cases with the reason and a small picture; with `open`, that case's scan is written to `out` instead.
+
+        With `region`, that organ of the scan is compared alone.
+        """
         from VelvetMedLib import tasks
 
-        index = Path(_need(params, "similar", "index"))
-        if "open" in params:
-            return self._opened(index, int(params["open"]), Path(_need(params, "similar", "out")), self.bundle(params), context)
+        # A Path: what comes from Slicer never names a database.
+        folder = Path(_need(params, "similar", "index"))
         context.progress(0.0, "loading the model")
-        bundle = self.bundle(params)
-        hits = tasks.search(
-            index,
-            bundle,
-            text=params.get("text"),
-            volume=volume_of(params) if "volume" in params else None,
-            case=Path(params["case"]) if "case" in params else None,
-            count=int(params.get("count", 5)),
-            exclude_sha256=params.get("exclude"),
-            progress=context.progress,
-            cancel=context.cancel,
-        )
-        opened = tasks.Index(index, bundle)
-        return {"hits": [hit.as_dict() | {"picture": _picture(opened, hit.number)} for hit in hits], "count": len(opened)}
+        with tasks.Index(folder, self.bundle(params)) as index:
+            if "open" in params:
+                return self._opened(index, int(params["open"]), Path(_need(params, "similar", "out")), context)
+            hits = tasks.search(
+                index,
+                text=params.get("text"),
+                volume=volume_of(params) if "volume" in params else None,
+                case=Path(params["case"]) if "case" in params else None,
+                count=int(params.get("count", 5)),
+                where=tasks.Where(exclude=params.get("exclude")),
+                region=params.get("region"),
+                progress=context.progress,
+                cancel=context.cancel,
+            )
+            return {"hits": [hit.as_dict() | {"picture": _picture(hit)} for hit in hits], "count": len(index)}
 
-    def _opened(self, index: Path, number: int, out: Path, bundle: Bundle, context: Context) -> dict[str, Any]:
+    def _opened(self, index: Index, number: int, out: Path, context: Context) -> dict[str, Any]:
         """A case's voxels as `.npy` and its matrix: nothing of the file it came from goes along, least of all its name."""
-        from VelvetMedLib import ct, tasks
+        from VelvetMedLib import ct
 
-        opened = tasks.Index(index, bundle)
         context.progress(0.1, "reading the scan")
-        place = opened.place(number)
+        place = index.place(number)
         image = place / "ct.nii.gz"
         volume = ct.read(image if image.is_file() else place)
         context.cancel()
         with out.open("xb") as stream:
             np.save(stream, np.ascontiguousarray(volume.voxels_kji), allow_pickle=False)
-        return {"number": number, "npy": str(out), "ijk_to_ras": volume.ijk_to_ras, "centers": opened.centers(number)}
+        return {"number": number, "npy": str(out), "ijk_to_ras": volume.ijk_to_ras, "centers": index.centers(number)}
 
     def index(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
         from VelvetMedLib import tasks
@@ -188,7 +191,7 @@ class Session:
             progress=context.progress,
             cancel=context.cancel,
         )
-        return {"count": made.count, "skipped": list(made.skipped)}
+        return {"added": made.added, "known": made.known, "count": made.count, "skipped": list(made.skipped)}
 
     def _revised(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
         from VelvetMedLib import tasks
@@ -270,14 +273,11 @@ def read_volume(params: dict[str, Any]) -> tuple[ArrayKJI, Affine]:
     return voxels_kji, ijk_to_ras
 
 
-def _picture(index: Any, number: int) -> str | None:
+def _picture(hit: Hit) -> str | None:
     """A case's small picture as base64 of a PNG file."""
     import base64
 
-    from VelvetMedLib.tasks.thumbnails import grey_png
-
-    picture = index.thumbnail(number)
-    return None if picture is None else base64.b64encode(grey_png(picture)).decode("ascii")
+    return None if hit.picture is None else base64.b64encode(hit.picture).decode("ascii")
 
 
 def _device(params: Mapping[str, Any]) -> str:
