@@ -91,7 +91,6 @@ def test_a_cancel_is_honoured_between_blocks(make_body: Callable[..., Any], coli
 
     with pytest.raises(Cancelled):
         tasks.encode(make_body(seed=91), colipri_bundle, cancel=cancel)
-    assert not any(block._forward_pre_hooks for block in colipri_bundle.model.image_encoder.backbone.eva.blocks)
 
 
 def test_half_precision_gives_nearly_the_same_vectors(body: Any, colipri_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from VelvetMedLib.bundle import download
 from VelvetMedLib.bundle.catalogue import Entry, entry_of, user_folder
 from VelvetMedLib.bundle.config import COLIPRI, BundleConfig, CropViewConfig, ViewsConfig, ZeroShotConfig, refuse
 from VelvetMedLib.bundle.store import PICKLED_ENDINGS, file_sha256, put_folder, save_bundle, tensor_table
-from VelvetMedLib.errors import BundleError, DownloadError, UsageError
+from VelvetMedLib.errors import DownloadError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,10 +155,10 @@ def _fetched(source: Source, agree: Agree, progress: download.Progress | None) -
                 progress((number + fraction) / len(offers), stage, left)
 
         target = folder / name
-        if not (target.is_file() and target.stat().st_size == offer.bytes and offer.sha256 and file_sha256(target) == offer.sha256):
+        digest = file_sha256(target) if offer.sha256 and target.is_file() else ""
+        if not digest or digest != offer.sha256:
             digest = download.fetch(offer, target, said)
             ledger.compare(offer, digest, target)
-        digest = file_sha256(target)
         basis = "published by the source" if offer.sha256 else "trusted on first use, recorded then"
         facts["files"][name] = {"url": offer.url, "bytes": offer.bytes, "sha256": digest, "hash": basis}  # type: ignore[index]
         paths.append(target)
@@ -350,6 +350,3 @@ findings, and note the pair that you use.
 
 Nobody has measured this bundle on labelled scans here. {RESEARCH_USE_ONLY}
 """
-
-
-__all__ = ["SOURCES", "BundleError", "Fetching", "Source", "add_published", "read_released", "remove_downloads"]

@@ -14,7 +14,7 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.bert import Bert, BertConfig
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.pooling import AttentionPool
-from VelvetMedLib.models.primus import Attend, Primus, PrimusConfig
+from VelvetMedLib.models.primus import Block, Primus, PrimusConfig, RunBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +85,11 @@ class ColipriModel(nn.Module):
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config.text, config.pool_heads) if config.text is not None else None
 
-    def features(self, x: Tensor, *, attend: Attend | None = None) -> Tensor:
+    def features(self, x: Tensor, *, run: RunBlock = Block.__call__) -> Tensor:
         """Cells before projection: [B, 1, X, Y, Z] -> [B, image width, X / patch, Y / patch, Z / patch]."""
-        return cast(Tensor, self.image_encoder.backbone(x, attend=attend))
+        return cast(Tensor, self.image_encoder.backbone(x, run=run))
 
-    def features_by_windows(self, x: Tensor, window: int, *, attend: Attend | None = None) -> Tensor:
+    def features_by_windows(self, x: Tensor, window: int, *, run: RunBlock = Block.__call__) -> Tensor:
         """`features` of windows that do not overlap, one at a time, joined to one map; places are counted anew in each window.
 
         This is the published evaluation's way to read 384 voxels a side with an encoder for 192.
@@ -104,7 +104,7 @@ class ColipriModel(nn.Module):
         patch = self.config.image.patch
         out: Tensor | None = None
         for cx, cy, cz in product(*(range(0, side, window) for side in x.shape[2:])):
-            part = self.features(x[:, :, cx : cx + window, cy : cy + window, cz : cz + window], attend=attend)
+            part = self.features(x[:, :, cx : cx + window, cy : cy + window, cz : cz + window], run=run)
             if out is None:
                 out = part.new_empty(*part.shape[:2], *(side // patch for side in x.shape[2:]))
             gx, gy, gz, step = cx // patch, cy // patch, cz // patch, window // patch

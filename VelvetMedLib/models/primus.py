@@ -123,19 +123,15 @@ class RotaryAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, places: Rotary, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, places: Rotary) -> Tensor:
         """x: [B, N, W] -> [B, N, W]."""
         q, k, v = (self._split(part(x)) for part in (self.q_proj, self.k_proj, self.v_proj))
         q, k = places.turn(q).to(v.dtype), places.turn(k).to(v.dtype)
-        mixed = (attend or functional.scaled_dot_product_attention)(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(self.norm(mixed.transpose(1, 2).flatten(2)))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""softmax(q k^T / sqrt(head width)) v for q, k, v of [B, heads, N, head width]."""
 
 
 class GatedFeedForward(nn.Module):
@@ -166,9 +162,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.mlp = GatedFeedForward(config)
 
-    def forward(self, x: Tensor, places: Rotary, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, places: Rotary) -> Tensor:
         """x: [B, N, W] -> [B, N, W]."""
-        x = x + self._dropped(self.gamma_1 * self.attn(self.norm1(x), places, attend))
+        x = x + self._dropped(self.gamma_1 * self.attn(self.norm1(x), places))
         return x + self._dropped(self.gamma_2 * self.mlp(self.norm2(x)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
@@ -177,6 +173,10 @@ class Block(nn.Module):
             return branch
         keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
         return branch * (keep.to(branch.dtype) / (1.0 - self.drop_path))
+
+
+RunBlock: TypeAlias = Callable[[Block, Tensor, Rotary], Tensor]
+"""Another way to compute `block(x, places)`."""
 
 
 class Blocks(nn.Module):
@@ -188,10 +188,10 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, places: Rotary, *, recompute: bool = False, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, places: Rotary, *, recompute: bool = False, run: RunBlock = Block.__call__) -> Tensor:
         """x: [B, N, W] -> [B, N, W]. recompute: keep no activations inside a block for the backward pass."""
         for block in self.blocks:
-            x = checkpoint(block, x, places, attend, use_reentrant=False) if recompute else block(x, places, attend)
+            x = checkpoint(run, block, x, places, use_reentrant=False) if recompute else run(block, x, places)
         return self.norm(x)
 
 
@@ -213,12 +213,12 @@ class Primus(nn.Module):
         self.register_buffer("mask_token", torch.zeros(1, 1, config.width))
         _start(self)
 
-    def forward(self, x: Tensor, *, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, run: RunBlock = Block.__call__) -> Tensor:
         """x: [B, in_channels, X, Y, Z], sides multiples of `patch` -> [B, W, X / patch, Y / patch, Z / patch]."""
         grid = self.grid(x)
         places = self._places(grid, x.device, _exact(x))
         tokens = self.down_projection(patches(x, self.config.patch))
-        states = self.eva(tokens, places, recompute=self._recompute, attend=attend)
+        states = self.eva(tokens, places, recompute=self._recompute, run=run)
         return states.transpose(1, 2).unflatten(2, grid)
 
     def forward_kept(self, x: Tensor, kept: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from VelvetMedLib.bundle.config import COLIPRI, CropViewConfig, refuse
 from VelvetMedLib.ct import Volume
-from VelvetMedLib.ct.crops import CropView, cell_grid, centre_crop
+from VelvetMedLib.ct.crops import cell_grid, centre_crop
 from VelvetMedLib.tasks.encoding import CropPart
 from VelvetMedLib.tasks.precision import choose_crop_precision
 from VelvetMedLib.tasks.progress import Run
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from VelvetMedLib.bundle.store import Bundle
+    from VelvetMedLib.models.colipri import ColipriModel
+    from VelvetMedLib.models.primus import Block, Rotary
 
 CROP, WINDOWED = "crop", "windowed"
 
@@ -90,35 +92,30 @@ def encode_crop(volume: Volume, bundle: Bundle, run: Run, view: str = CROP) -> t
 
 
 def encode_features(
-    model: Any, x: torch.Tensor, settings: CropViewConfig, precision: str, device: str = "cpu", run: Run | None = None
+    model: ColipriModel, x: torch.Tensor, settings: CropViewConfig, precision: str, device: str = "cpu", run: Run | None = None
 ) -> torch.Tensor:
     """Cells before projection, float32 [1, W, gx, gy, gz], in the given arithmetic. run: progress by blocks; a cancel is honoured there."""
     import torch
 
-    from VelvetMedLib.models.attention_blocks import attention_by_blocks
+    from VelvetMedLib.models.primus_bf16 import block_in_bf16
 
     quick = precision == "bf16"
-    attend = attention_by_blocks if quick and device == "cpu" else None
-    blocks = model.image_encoder.backbone.eva.blocks
-    total, done = len(blocks) * settings.windows**3, 0
+    by_rows = quick and device == "cpu"
+    total, done = model.config.image.depth * settings.windows**3, 0
 
-    def count(module: Any, inputs: Any) -> None:
+    def run_block(block: Block, states: torch.Tensor, places: Rotary) -> torch.Tensor:
         nonlocal done
         if run is not None:
-            run.step(done / max(total, 1))
+            run.step(done / total)
         done += 1
+        return block_in_bf16(block, states, places) if by_rows else block(states, places)
 
-    hooks = [block.register_forward_pre_hook(count) for block in blocks]
-    try:
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick):
-            if settings.windows == 1:
-                found = model.features(x, attend=attend)
-            else:
-                found = model.features_by_windows(x, settings.window_voxels, attend=attend)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found.float()  # type: ignore[no-any-return]
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick and not by_rows):
+        if settings.windows == 1:
+            found = model.features(x, run=run_block)
+        else:
+            found = model.features_by_windows(x, settings.window_voxels, run=run_block)
+    return found.float()
 
 
 def text_vectors(texts: list[str], bundle: Bundle) -> NDArray[np.float32]:
@@ -152,17 +149,3 @@ def similarity_xyz(part: CropPart, vector: NDArray[np.float32]) -> NDArray[np.fl
     """Cosine of every cell with a unit vector of a text, [gx, gy, gz]."""
     found: NDArray[np.float32] = np.einsum("cxyz,c->xyz", part.dense.astype(np.float32), vector.astype(np.float32))
     return found
-
-
-__all__ = [
-    "CROP",
-    "WINDOWED",
-    "CropView",
-    "encode_crop",
-    "encode_features",
-    "need_heads",
-    "similarity_xyz",
-    "takes_one_crop",
-    "text_vectors",
-    "view_settings",
-]

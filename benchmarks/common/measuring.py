@@ -73,8 +73,8 @@ def status_mb(field: str) -> float | None:
     return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith(field)), None)
 
 
-def print_peak(call: Callable[[], Any], device: torch.device) -> None:
-    """In a child process: run once and print the memory before and at the peak of it, as one JSON line."""
+def peak_of(call: Callable[[], Any], device: torch.device) -> dict[str, float | None]:
+    """In a process of its own: run once; the memory before and at the peak of it."""
     peak_reset = Path("/proc/self/clear_refs")
     try:
         # Importing may have peaked higher than the step: 5 sets the peak back to what is in use now.
@@ -92,7 +92,12 @@ def print_peak(call: Callable[[], Any], device: torch.device) -> None:
         before = status_mb("VmRSS") or 0.0
         call()
         peak = status_mb("VmHWM")
-    print(json.dumps({"before_mb": round(before, 1), "peak_mb": None if peak is None else round(peak, 1)}))
+    return {"before_mb": round(before, 1), "peak_mb": None if peak is None else round(peak, 1)}
+
+
+def print_peak(call: Callable[[], Any], device: torch.device) -> None:
+    """`peak_of` as one JSON line."""
+    print(json.dumps(peak_of(call, device)))
 
 
 def peak_in_child(script: str, way: str, arguments: Sequence[str]) -> dict[str, Any]:
