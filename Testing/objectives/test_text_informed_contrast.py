@@ -167,8 +167,8 @@ def test_where_the_null_token_was_drawn_positive_and_negatives_all_read_it_and_n
     drawn = draw_candidates(batch, Context(seed=1), 3)
 
     def vectors(states: torch.Tensor) -> torch.Tensor:
-        tokens, kept = cells(features[IMAGE_LOCAL_B].top), batch.extras[told(IMAGE_LOCAL_B)]
-        return objective._vectors(model.text_informed, tokens, states, kept, drawn.places, Context(seed=1)).detach()
+        read = features | {TEXT_CLEAN: TextFeatures(states)}
+        return objective.vectors(IMAGE_LOCAL_B, model.text_informed, read, batch, drawn.places, Context(seed=1)).detach()
 
     states = features[TEXT_CLEAN].states
     base, moved = vectors(states), vectors(torch.randn_like(states))

@@ -164,7 +164,7 @@ def test_the_history_is_read_without_any_sentence_that_mentions_a_finding() -> N
     assert question_of("pleural_effusion") == "Is there a pleural effusion?"
 
 
-def test_the_four_ways_are_probed_and_printed_side_by_side(tmp_path: Path) -> None:
+def test_the_ways_are_probed_and_printed_side_by_side(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     truth = {split: (draw.random((60, 2)) < 0.5).astype(float) for split in SPLITS}
 
@@ -176,8 +176,8 @@ def test_the_four_ways_are_probed_and_printed_side_by_side(tmp_path: Path) -> No
             self.with_text = {FINDINGS[0]: {"mean": telling, "max": noise}, FINDINGS[1]: {"mean": noise, "max": noise}}
             self.crops = [1]
 
-    results = probed({split: Made(split) for split in SPLITS}, truth, FINDINGS, draws=20)
-    assert list(results) == ["without text, mean", "without text, max", "with text, mean", "with text, max"]
+    results = probed(*({split: Made(split) for split in SPLITS} for _ in range(2)), truth, FINDINGS, draws=20)
+    assert list(results) == [f"{way}, {pool}" for way in ("untrained", "without text", "with text") for pool in ("mean", "max")]
     told = results["with text, mean"][0].auroc
     assert told is not None and told > 0.95 and results["without text, mean"][0].auroc < 0.75
     said: list[str] = []

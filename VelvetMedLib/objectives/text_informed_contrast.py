@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -106,47 +107,55 @@ def view_info_nce(vectors: Sequence[Tensor], candidates: Candidates, temperature
     return total, right
 
 
-class TextInformedContrast(Objective):
-    """InfoNCE of views that have read a report: z_v(i|i) against z_u(j|i), j = i or one of N_i, which read what view u of i is told.
-
-    z_u(j|i): view u of study j conditioned on the token set of (i, u), the very one of the positive z_u(i|i); so an anchor's
-    candidates differ in their images alone, and if text dropout drew the null token for (i, u), all of them read it. N_i: at
-    most 31 studies outside the group of i (`draw_candidates`); other members of the group are left out. A study adds the mean
-    over its views as anchors (`view_info_nce`) and counts once if it has a negative.
-    """
+class ViewContrast(Objective):
+    """Base: InfoNCE of the views of a study against those of others. A study adds the mean over its views as anchors
+    (`view_info_nce`) and counts once if it has a negative; members of its group are left out."""
 
     across = True
+    name: str
+    reads_text = False
 
     def __init__(self, settings: TextInformedContrastSettings | None = None, *, views: Sequence[str] = TWO_CROPS) -> None:
-        """views: feature keys of two or more views of a study; what each may read is in the batch's extras (`told`)."""
+        """views: feature keys of two or more views of a study."""
         super().__init__()
         if len(views) < 2:
             raise ValueError(f"contrast needs two views of a study, got {list(views)}")
         self.settings = settings or TextInformedContrastSettings()
         self.views = tuple(views)
-        self.needs = frozenset({*views, TEXT_CLEAN})
+        self.needs = frozenset({*views, *([TEXT_CLEAN] if self.reads_text else [])})
 
     def counts(self, batch: StudyBatch, ctx: Context) -> dict[str, float]:
-        return {"text_informed_contrast_loss": anchors_with_negative(batch, ctx)}
+        return {f"{self.name}_loss": anchors_with_negative(batch, ctx)}
 
     def forward(self, model: T3dModel, features: Features, batch: StudyBatch, ctx: Context) -> Terms:
         candidates = draw_candidates(batch, ctx, self.settings.most_negatives)
-        states = features[TEXT_CLEAN].states
-        vectors = [
-            self._vectors(model.text_informed, cells(features[view].top), states, batch.extras[told(view)], candidates.places, ctx)
-            for view in self.views
-        ]
+        vectors = [self.vectors(view, model.text_informed, features, batch, candidates.places, ctx) for view in self.views]
         with in_full_precision(vectors[0]):
             total, right = view_info_nce(vectors, candidates, self.settings.temperature)
         count = float(candidates.legal[:, 1:].any(dim=1).sum())
-        metrics = {
-            "text_informed_contrast/r1": right / max(1.0, count),
-            "text_informed_contrast/gate": model.text_informed.gates().detach(),
-        }
-        return Terms({"text_informed_contrast_loss": LossTerm(total, count)}, metrics)
+        metrics = {f"{self.name}/r1": right / max(1.0, count)}
+        if self.reads_text:
+            metrics[f"{self.name}/gate"] = model.text_informed.gates().detach()
+        return Terms({f"{self.name}_loss": LossTerm(total, count)}, metrics)
 
-    def _vectors(self, block: TextInformed, tokens: Tensor, states: Tensor, kept: Tensor, places: Tensor, ctx: Context) -> Tensor:
-        """[B, 1 + K, D] for one view. tokens: [B, N, C]; states: [B, L, W]; kept: [B, L]; places: [B, 1 + K]."""
+    @abstractmethod
+    def vectors(self, view: str, block: TextInformed, features: Features, batch: StudyBatch, places: Tensor, ctx: Context) -> Tensor:
+        """Unit vectors [B, 1 + K, D] of one view of the candidates at `places` [B, 1 + K] of the gathered batch."""
+
+
+class TextInformedContrast(ViewContrast):
+    """Views that have read a report: z_v(i|i) against z_u(j|i), j = i or one of N_i, which read what view u of i is told.
+
+    z_u(j|i): view u of study j conditioned on the token set of (i, u), the very one of the positive z_u(i|i); so an anchor's
+    candidates differ in their images alone, and if text dropout drew the null token for (i, u), all of them read it. N_i: at
+    most 31 studies outside the group of i (`draw_candidates`). What a view may read is in the batch's extras (`told`).
+    """
+
+    name = "text_informed_contrast"
+    reads_text = True
+
+    def vectors(self, view: str, block: TextInformed, features: Features, batch: StudyBatch, places: Tensor, ctx: Context) -> Tensor:
+        tokens, states, kept = cells(features[view].top), features[TEXT_CLEAN].states, batch.extras[told(view)]
         if self.settings.negatives == "own_text":
             return ctx.gather(block.project(block(tokens, states, kept)))[places]
         every = ctx.gather(tokens)
@@ -163,24 +172,10 @@ class TextInformedContrast(Objective):
         return torch.cat([conditioned(*chunk) for chunk in chunks])
 
 
-class VisualOnlyContrast(Objective):
-    """The same InfoNCE on views that have read nothing: the mean of X itself through the same MLP (keeps the encoder useful alone)."""
+class VisualOnlyContrast(ViewContrast):
+    """Views that have read nothing: the mean of X itself through the same MLP (keeps the encoder useful alone)."""
 
-    across = True
+    name = "visual_only_contrast"
 
-    def __init__(self, settings: TextInformedContrastSettings | None = None, *, views: Sequence[str] = TWO_CROPS) -> None:
-        super().__init__()
-        self.settings = settings or TextInformedContrastSettings()
-        self.views = tuple(views)
-        self.needs = frozenset(views)
-
-    def counts(self, batch: StudyBatch, ctx: Context) -> dict[str, float]:
-        return {"visual_only_contrast_loss": anchors_with_negative(batch, ctx)}
-
-    def forward(self, model: T3dModel, features: Features, batch: StudyBatch, ctx: Context) -> Terms:
-        candidates = draw_candidates(batch, ctx, self.settings.most_negatives)
-        vectors = [ctx.gather(model.text_informed.project(cells(features[view].top)))[candidates.places] for view in self.views]
-        with in_full_precision(vectors[0]):
-            total, right = view_info_nce(vectors, candidates, self.settings.temperature)
-        count = float(candidates.legal[:, 1:].any(dim=1).sum())
-        return Terms({"visual_only_contrast_loss": LossTerm(total, count)}, {"visual_only_contrast/r1": right / max(1.0, count)})
+    def vectors(self, view: str, block: TextInformed, features: Features, batch: StudyBatch, places: Tensor, ctx: Context) -> Tensor:
+        return ctx.gather(block.project(cells(features[view].top)))[places]

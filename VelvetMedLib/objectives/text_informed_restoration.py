@@ -22,7 +22,7 @@ ASKED = f"asked.{IMAGE_CORRUPT_A}"
 
 @dataclass(frozen=True, kw_only=True)
 class TextInformedRestorationSettings(Settings):
-    """diagnose_every: steps between looks at what the report is worth (three more decodings without gradient), 0 = never."""
+    """diagnose_every: steps between looks at what the report is worth (two more decodings without gradient), 0 = never."""
 
     diagnose_every: int = 10
 
@@ -57,16 +57,12 @@ class TextInformedRestoration(Objective):
         asked = batch.extras[ASKED]
         error = self._error(model, top, states, kept, batch.clean[IMAGE_CORRUPT_A])
         zero = torch.zeros((), dtype=error.dtype, device=error.device)
-        counts = self.counts(batch, ctx)
-        losses = {
-            "text_informed_restoration_loss": LossTerm(torch.where(asked, error, zero).sum(), counts["text_informed_restoration_loss"]),
-            "text_informed_restoration_rest_loss": LossTerm(
-                torch.where(asked, zero, error).sum(), counts["text_informed_restoration_rest_loss"]
-            ),
-        }
+        sums = (torch.where(asked, error, zero).sum(), torch.where(asked, zero, error).sum())
+        losses = {name: LossTerm(total, count) for total, (name, count) in zip(sums, self.counts(batch, ctx).items(), strict=True)}
         every = self.settings.diagnose_every
-        looks = every > 0 and (ctx.step + 1) % every == 0
-        return Terms(losses, self._diagnosed(model, top.detach(), states.detach(), kept, batch, ctx) if looks else {})
+        if every == 0 or (ctx.step + 1) % every:
+            return Terms(losses)
+        return Terms(losses, self._diagnosed(model, sums[0].detach(), top.detach(), states.detach(), kept, batch, ctx))
 
     def _error(self, model: T3dModel, top: Tensor, states: Tensor, kept: Tensor, clean: Tensor) -> Tensor:
         """|restored - clean| of each voxel, [B, 1, X, Y, Z]."""
@@ -76,16 +72,22 @@ class TextInformedRestoration(Objective):
             return (wide(restored) - wide(clean)).abs()
 
     @torch.no_grad()
-    def _diagnosed(self, model: T3dModel, top: Tensor, states: Tensor, kept: Tensor, batch: StudyBatch, ctx: Context) -> dict[str, Tensor]:
-        """Mean error over the asked voxels of this process, by what was read; the swapped report is the next one of another group."""
+    def _diagnosed(
+        self, model: T3dModel, told: Tensor, top: Tensor, states: Tensor, kept: Tensor, batch: StudyBatch, ctx: Context
+    ) -> dict[str, Tensor]:
+        """Mean error over the asked voxels of this process, by what was read; the swapped report is the next one of another group.
+
+        told: the sum of errors with the true report."""
         every_states, every_kept = ctx.gather_no_grad(states), ctx.gather_no_grad(kept)
         swap, group = swapped_places(batch, ctx), ctx.gather_no_grad(batch.group)
         asked, clean = batch.extras[ASKED], batch.clean[IMAGE_CORRUPT_A]
 
-        def mean_error(states: Tensor, kept: Tensor) -> Tensor:
-            return torch.where(asked, self._error(model, top, states, kept, clean), 0.0).sum() / asked.sum().clamp(min=1)
+        count = asked.sum().clamp(min=1)
 
-        found = {"true": mean_error(states, kept), "null": mean_error(states, torch.zeros_like(kept))}
+        def mean_error(states: Tensor, kept: Tensor) -> Tensor:
+            return torch.where(asked, self._error(model, top, states, kept, clean), 0.0).sum() / count
+
+        found = {"true": told / count, "null": mean_error(states, torch.zeros_like(kept))}
         # Whether there is another group at all is the same on every process, so all log the same names.
         if bool((group != group[0]).any()):
             found["swapped"] = mean_error(every_states[swap], every_kept[swap])

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from VelvetMedLib.models.config import Settings
 from VelvetMedLib.models.swin import SwinConfig
 from VelvetMedLib.models.t3d import T3dConfig, T3dModel
 from VelvetMedLib.models.text_informed import TextInformedConfig
@@ -23,13 +22,13 @@ from VelvetMedLib.objectives.view_clusters import ViewClusters, ViewClustersSett
 from VelvetMedLib.recipes.base import MakeObjective, Recipe, Shapes
 from VelvetMedLib.recipes.crops import CropChanges, CropSettings
 from VelvetMedLib.recipes.inputs import InputMaker
-from VelvetMedLib.recipes.parts import LoopSettings, OptimiserSettings, ReportSettings, ViewSettings
+from VelvetMedLib.recipes.parts import LoopSettings, LossWeights, OptimiserSettings, ReportSettings, ViewSettings
 from VelvetMedLib.recipes.t3d_inputs import CROPS, DisruptionSettings, T3dInputs, TextPartSettings
 from VelvetMedLib.recipes.velvet import TEXT, VISION
 
 
 @dataclass(frozen=True, kw_only=True)
-class T3dWeights(Settings):
+class T3dWeights(LossWeights):
     """Weight of each loss in the sum; the names are those of the losses without `_loss`. The last two are those of `tma`."""
 
     text_informed_contrast: float = 1.0
@@ -38,10 +37,6 @@ class T3dWeights(Settings):
     text_informed_restoration_rest: float = 0.1
     report_contrast: float = 1.0
     view_clusters: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            self.require(value >= 0, name, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,17 +107,7 @@ class T3dInputs:
         if self.corrupt:
             clean = scaled(cut(hu, starts[0], size), study.views.hu_window)
             draw = np.random.default_rng(0) if study.evaluation else study.draw(IMAGE_CORRUPT_A)
-            settings = self.disruption
-            bad = disrupted(
-                clean,
-                draw,
-                block=settings.block,
-                share=settings.share,
-                degrade=settings.degrade,
-                noise=settings.noise,
-                blur=settings.blur,
-                shuffle_block=settings.shuffle_block,
-            )
+            bad = disrupted(clean, draw, **vars(self.disruption))
             made["images"][IMAGE_CORRUPT_A], made["clean"][IMAGE_CORRUPT_A] = _row(bad.voxels), _row(clean)
             made["extras"][ASKED] = _row(bad.masked & body.voxels(starts[0].tolist(), size))
         return made

@@ -75,6 +75,8 @@ def study_vectors(
         tokens = _crop_tokens(model, recipe, source, device)
         counts.append(len(tokens))
         _pool(plain, tokens)
+        if not findings:
+            continue
         states, kept = _texts(model, source, findings, device)
         for row, finding in enumerate(findings):
             # One text for all crops of the study: its tokens are repeated, not encoded again.

@@ -1,4 +1,4 @@
-"""One probe put together: the run's recipe and weights, its studies, four tables side by side."""
+"""One probe put together: the run's recipe and weights, its studies, and the ways to read them side by side."""
 
 from __future__ import annotations
 
@@ -41,13 +41,20 @@ def recipe_of(run: Path) -> tuple[T3dRecipe, int]:
 
 
 def probed(
-    vectors: Mapping[str, StudyVectors], truth: Truth, findings: Sequence[str], *, draws: int = 500
+    vectors: Mapping[str, StudyVectors],
+    untrained: Mapping[str, StudyVectors],
+    truth: Truth,
+    findings: Sequence[str],
+    *,
+    draws: int = 500,
 ) -> dict[str, list[FindingProbe]]:
-    """ "without text, mean" and so on -> one logistic regression per finding. draws: for the intervals."""
+    """ "without text, mean" and so on -> one logistic regression per finding. untrained: of the encoder as it began, which training
+    must beat. draws: for the intervals."""
     results: dict[str, list[FindingProbe]] = {}
-    for pool in POOLS:
-        plain = (ProbeSplit(features=vectors[split].without_text[pool], truth=truth[split]) for split in SPLITS)
-        results[f"without text, {pool}"] = linear_probe(*plain, findings, draws=draws)
+    for way, found in (("untrained", untrained), ("without text", vectors)):
+        for pool in POOLS:
+            plain = (ProbeSplit(features=found[split].without_text[pool], truth=truth[split]) for split in SPLITS)
+            results[f"{way}, {pool}"] = linear_probe(*plain, findings, draws=draws)
     for pool in POOLS:
         results[f"with text, {pool}"] = [
             linear_probe(
@@ -76,8 +83,8 @@ def probe(run: Path, cohort: Path, *, store: Path | None, workers: int, device: 
             "The run has no checkpoint yet.", found="an empty run folder", expected="a run that has saved", next_step="Let it run on."
         )
     learner.load_state_dict(kept.parts.get("average", kept.parts["weights"]))
-    model = learner.model.to(processes.device)
-    assert isinstance(model, T3dModel)
+    model, begun = (made.model.to(processes.device) for made in (learner, new_learner(recipe, data.tokenizer.vocab_size, seed)))
+    assert isinstance(model, T3dModel) and isinstance(begun, T3dModel)
     names = {split: [entry.study.study for entry in data.split(split)] for split in SPLITS}
     if not all(names.values()):
         raise TrainingError(
@@ -89,11 +96,13 @@ def probe(run: Path, cohort: Path, *, store: Path | None, workers: int, device: 
     tables = {split: truth_table(cohort, listed) for split, listed in names.items()}
     findings = tables["train"][0]
     vectors: dict[str, StudyVectors] = {}
+    untrained: dict[str, StudyVectors] = {}
     for split in SPLITS:
         maker = batch_maker(data, split, recipe, (), seed)
         vectors[split] = study_vectors(model, recipe, maker, names[split], findings, processes.device)
+        untrained[split] = study_vectors(begun, recipe, maker, names[split], (), processes.device)
         say(f"{split}: {len(names[split])} studies, {np.mean(vectors[split].crops):.1f} crops each")
-    results = probed(vectors, {split: table for split, (_, table) in tables.items()}, findings)
+    results = probed(vectors, untrained, {split: table for split, (_, table) in tables.items()}, findings)
     facts = {"step": kept.step, "key": recipe.key, "studies": {split: len(listed) for split, listed in names.items()}}
     return write_results(run / "probe", results, facts, say)
 
@@ -101,11 +110,12 @@ def probe(run: Path, cohort: Path, *, store: Path | None, workers: int, device: 
 def write_results(
     folder: Path, results: Mapping[str, Sequence[FindingProbe]], facts: Mapping[str, Any], say: Callable[[str], None]
 ) -> Path:
-    """AUROC with its interval by finding, the four ways side by side."""
+    """AUROC with its interval by finding, the ways side by side."""
     table = as_markdown(results)
     about = (
         "AUROC (95 % interval) of logistic regressions on the frozen encoder, test studies. Study vector: mean or maximum over the crops "
-        "that cover the body. With text: each finding's own question, and the history where a report has one.\n"
+        "that cover the body. Untrained: the same encoder with the weights it began with. With text: each finding's own question, and the "
+        "history where a report has one.\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "probe.md", f"{about}\n{table}\n{RESEARCH_USE_ONLY}\n")
