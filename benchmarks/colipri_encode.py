@@ -1,8 +1,8 @@
 """COLIPRI's image encoder on a CPU: ours in half precision against the public package, in one run, as one JSON line.
 
-`python benchmarks/colipri_encode.py [--size quick|block|released]`. Same weights, same input; every forward in a process of its own,
-the ways taking turns. quick: released widths and heads, 2 of 16 blocks, 1,728 of 13,824 cells; block: one block at the released
-number of cells; released: all of it (minutes per forward on two cores, and 2.5 GB). Parity comes with it: in float32, and of the
+`python benchmarks/colipri_encode.py [--size quick|deep|block|released]`. Same weights, same input; every forward in a process of its own,
+the ways taking turns. quick: released widths and heads, 2 of 16 blocks, 1,728 of 13,824 cells; deep: all blocks on as many cells,
+for what rounding does on the whole way; block: one block at the released number of cells; released: all of it (minutes per forward on two cores, and 2.5 GB). Parity comes with it: in float32, and of the
 half-precision output against the package's float32 (cosine of the pooled and of every cell's vector). Ratios are of processor
 time, into which nothing enters that else runs on the machine. Beside them stand the rates of a matrix product here, and where our
 time goes. Needs the extra [colipri].
@@ -35,7 +35,12 @@ from VelvetMedLib.models.colipri import ColipriConfig, ColipriModel
 from VelvetMedLib.models.primus import PrimusConfig
 from VelvetMedLib.tasks.crop import encode_features
 
-SIZES = {"quick": (PrimusConfig(depth=2), 96), "block": (PrimusConfig(depth=1), 192), "released": (PrimusConfig(), 192)}
+SIZES = {
+    "quick": (PrimusConfig(depth=2), 96),
+    "deep": (PrimusConfig(), 96),
+    "block": (PrimusConfig(depth=1), 192),
+    "released": (PrimusConfig(), 192),
+}
 LIMIT, LEAST_COSINE, GATE, AIM = 1e-4, 0.999, 0.8, 0.5
 WAYS = ("package_fp32", "ours_bf16", "package_bf16", "ours_fp32")
 CPU = torch.device("cpu")

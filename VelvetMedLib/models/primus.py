@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ class Blocks(nn.Module):
 
     def forward(self, x: Tensor, places: Rotary, *, recompute: bool = False, run: RunBlock = Block.__call__) -> Tensor:
         """x: [B, N, W] -> [B, N, W]. recompute: keep no activations inside a block for the backward pass."""
-        for block in self.blocks:
+        for block in cast(Iterable[Block], self.blocks):
             x = checkpoint(run, block, x, places, use_reentrant=False) if recompute else run(block, x, places)
         return self.norm(x)
 
