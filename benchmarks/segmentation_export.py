@@ -33,7 +33,7 @@ from VelvetMedLib.tasks.sweep import sweep
 from VelvetMedLib.tasks.views import FineView, windowed
 
 CASES = {
-    "quick": {"25": (25, (160, 160, 96), 32), "117": (117, (96, 96, 64), 32)},
+    "quick": {"25": (25, (256, 256, 150), 64), "117": (117, (128, 128, 76), 32)},
     "full": {"25": (25, (512, 512, 300), 64), "117": (117, (256, 256, 150), 64)},
 }
 """Size -> name -> (classes, voxels of the scan along x, y, z, side of a tile)."""

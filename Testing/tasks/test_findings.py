@@ -11,7 +11,7 @@ from VelvetMedLib.bundle import Calibration, FindingEntry
 from VelvetMedLib.cohorts.truth import CaseMaps, describe_instances, measure_finding, midline_ras
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks.evidence import Evidence, Measured
-from VelvetMedLib.tasks.findings import MEASURED_ORGANS, UNMEASURED, _find_one, calibrated, decide, lesion_channels, state_of
+from VelvetMedLib.tasks.findings import UNMEASURED, _find_one, calibrated, decide, lesion_channels, state_of
 
 HALF = (0.5,) * 17
 
@@ -96,7 +96,10 @@ def test_a_compressed_vertebra_says_that_nothing_of_it_was_measured(make_fine: A
 
 def test_every_other_finding_has_a_way_to_be_measured():
     quantities = {f.measure.quantity for f in ontology().findings}
-    assert quantities - set(UNMEASURED) == {*MEASURED_ORGANS, "longest_axial_diameter_mm", "short_axis_mm", "volume_ml", "lung_fraction"}
+    assert quantities - set(UNMEASURED) == {
+        "cardiothoracic_ratio", "liver_minus_spleen_hu", "craniocaudal_length_mm", "aortic_diameter_mm",
+        "longest_axial_diameter_mm", "short_axis_mm", "volume_ml", "lung_fraction",
+    }  # fmt: skip
 
 
 def test_numbers_that_contradict_a_present_state_are_not_reported(make_fine: Any):
@@ -136,6 +139,29 @@ def test_a_measurement_that_contradicts_the_model_makes_it_uncertain(make_fine: 
     wide = {"heart": ((10, 46), (24, 38), (32, 46))}
     heart = found(make_fine(organs=wide), "cardiomegaly", logit=5.0)
     assert heart.value > 0.54 and heart.state == "present" and heart.severity is not None
+
+
+@pytest.mark.parametrize(
+    ("lesions", "logit", "state", "value"),
+    [
+        ({}, 5.0, "uncertain", 0.0),
+        ({"pleural_effusion": [((6, 24), (8, 12), (28, 40))]}, -5.0, "uncertain", 55.3),
+        ({"pleural_effusion": [((6, 24), (8, 12), (28, 40))]}, 5.0, "present", 55.3),
+        ({}, -5.0, "absent", 0.0),
+    ],
+)
+def test_the_fluid_measured_stands_beside_the_models_verdict(make_fine: Any, lesions: Any, logit: float, state: str, value: float):
+    effusion = found(make_fine(lesions), "pleural_effusion", logit=logit)
+    assert effusion.state == state and effusion.value == pytest.approx(value, abs=0.1) and effusion.unit == "ml"
+    assert ("disagree" in (effusion.reason or "")) == (state == "uncertain")
+
+
+def test_what_the_model_cannot_tell_is_measured_all_the_same(make_fine: Any):
+    steatosis = found(make_fine(), "hepatic_steatosis", assessed=False, reason="AUROC 0.5")
+    assert steatosis.state == "not_assessed" and steatosis.probability is None and "AUROC 0.5" in steatosis.reason
+    assert steatosis.value == pytest.approx(-5.0) and steatosis.unit == "HU" and steatosis.link is not None
+    for fine in (make_fine(without=("spleen",)), make_fine(organs={"spleen": ((6, 14), (12, 22), (0, 12))})):
+        assert found(fine, "splenomegaly", assessed=False, reason="AUROC 0.5").value is None, "cut off or out of view"
 
 
 @pytest.mark.parametrize(

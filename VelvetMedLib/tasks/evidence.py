@@ -232,9 +232,9 @@ class Evidence:
     def _measure_lesions(self, finding: Finding) -> Measured:
         assert finding.lesion is not None
         parts = tuple(c for c in self.components(ontology().lesion(finding.lesion).channel) if ontology().counts_for(finding, c.long_mm))
-        if not parts:
-            return Measured()
         quantity, least = finding.measure.quantity, finding.measure.absent_below or 0.0
+        if not parts:
+            return Measured(value=0.0 if quantity == "volume_ml" else None)
         volume = sum(c.meta.volume_ml for c in parts)
         value: float | None = None
         largest, counted = parts[0], list(parts)

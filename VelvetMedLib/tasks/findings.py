@@ -2,8 +2,9 @@
 
 The state comes from the calibrated probability and the bundle's two thresholds. Five rules temper it:
 1. A finding that the bundle does not tell from chance, or whose structures lie outside the view, is `not_assessed`.
-2. Where an organ is measured (heart, liver, spleen, aorta) and the measurement contradicts the model outright
-   (one says present, the other absent), the state is `uncertain`.
+2. Where a measurement stands beside the model's verdict (`MEASURED`: heart, liver, spleen, aorta, pleural fluid) and contradicts it
+   outright (one says present, the other absent), the state is `uncertain` and the finding says why. What the bundle does not tell
+   from chance is `not_assessed`, with the measurement beside it.
 3. A measurement of an organ cut off by the field of view counts only if it is already beyond the threshold.
 4. What cannot be measured on a scan (a vertebra's loss of height) rests on the model alone, and the finding says so.
 5. Numbers that contradict the state are not reported: no size of 3 mm beside a `present` mass.
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 UNMEASURED = {"height_loss_fraction": "the loss of height and the level are not measured on the scan: the model alone says so"}
 """Quantities that no measurement on the fine view gives, and what is said beside the finding instead."""
-MEASURED_ORGANS = ("cardiothoracic_ratio", "liver_minus_spleen_hu", "craniocaudal_length_mm", "aortic_diameter_mm")
+MEASURED = ("cardiomegaly", "hepatic_steatosis", "splenomegaly", "aortic_dilatation", "pleural_effusion")
+"""Findings whose measurement can contradict the model."""
 
 
 def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
@@ -67,7 +69,7 @@ def state_of(entry: FindingEntry, probability: float) -> State:
 
 def decide(finding: Finding, state: State, measured: Measured) -> tuple[State, str | None]:
     """The tempered state (rules 2 and 3) and, where it was changed, why."""
-    if finding.measure.quantity not in MEASURED_ORGANS or measured.value is None:
+    if finding.name not in MEASURED or measured.value is None:
         return state, None
     by_measure = finding.state_of(measured.value)
     if not measured.reliable:
@@ -93,10 +95,13 @@ def find(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ...]:
 
 
 def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evidence) -> CaseFinding:
+    unseen = evidence.out_of_view(finding)
     if not entry.assessed:
-        return _not_assessed(finding, f"not assessed by this model: {entry.reason}")
-    if reason := evidence.out_of_view(finding):
-        return _not_assessed(finding, reason)
+        reason = f"not assessed by this model: {entry.reason}"
+        beside = evidence.measure(finding) if finding.name in MEASURED and not unseen else None
+        return _not_assessed(finding, reason, beside)
+    if unseen:
+        return _not_assessed(finding, unseen)
     probability = calibrated(entry, logit)
     measured = evidence.measure(finding)
     state, reason = decide(finding, state_of(entry, probability), measured)
@@ -107,7 +112,7 @@ def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evi
         link = evidence.segment_link(finding)
     else:
         link = measured.link or evidence.segment_link(finding)
-        if state == "uncertain" or finding.measure.quantity in MEASURED_ORGANS or _fits(finding, state, measured):
+        if state == "uncertain" or finding.name in MEASURED or _fits(finding, state, measured):
             facts |= {"side": measured.side, "site": measured.site, "size_mm": measured.size_mm, "count": measured.count}
             facts["volume_ml"] = measured.volume_ml
             facts["severity"] = finding.severity_of(measured.value) if state == "present" else None
@@ -132,8 +137,11 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, digits[name]) if name in digits and value is not None else value for name, value in facts.items()}
 
 
-def _not_assessed(finding: Finding, reason: str) -> CaseFinding:
-    return CaseFinding(name=finding.name, display=finding.display, state="not_assessed", probability=None, reason=reason, link=None)
+def _not_assessed(finding: Finding, reason: str, beside: Measured | None = None) -> CaseFinding:
+    facts: dict[str, Any] = {}
+    if beside is not None and beside.reliable and beside.value is not None:
+        facts = {"value": beside.value, "unit": finding.measure.unit, "link": beside.link}
+    return CaseFinding(name=finding.name, display=finding.display, state="not_assessed", reason=reason, **_rounded(facts))
 
 
 def lesion_channels(findings: tuple[CaseFinding, ...]) -> frozenset[int]:
