@@ -102,7 +102,7 @@ class PhantomWorker:
             return [_Event("progress", self._count, said)]
         self._done = True
         if self._verb == "index":
-            return [_Event("result", self._count, {"count": 4, "skipped": ["entry 3: The scan cannot be read."]})]
+            return [_Event("result", self._count, {"added": 3, "count": 4, "skipped": ["entry 3: The scan cannot be read."]})]
         if self._verb == "report":
             case = small_case_parts(phantom()[1], IJK_TO_RAS)
             data = {"findings": [f.as_dict() for f in case["findings"]], "report": case["report"].as_dict()}
@@ -113,6 +113,7 @@ class PhantomWorker:
                 "similarity": 0.9 - 0.07 * n,
                 "present": ["lung_nodule", "emphysema"][: 1 + n % 2],
                 "source": source,
+                "region": {"organ": self._params.get("region", "heart"), "similarity": 0.95 - 0.11 * n},
                 "picture": None,
             }
             for n, source in ((1, "report"), (2, "report"), (4, "model"))

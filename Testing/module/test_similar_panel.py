@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.gui
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNiAAAABgADNjd8qAAAAABJRU5ErkJggg=="
-FROM_REPORT = {"source": "report", "picture": PICTURE}
+FROM_REPORT = {"source": "report", "picture": PICTURE, "region": {"organ": "liver", "similarity": 0.934}}
 HITS: list[dict[str, Any]] = [
     {"number": 3, "similarity": 0.81, "present": ["lung_nodule", "emphysema"], "shared": ["lung_nodule"], **FROM_REPORT},
-    {"number": 1, "similarity": 0.4, "present": [], "shared": [], "source": "model", "picture": None},
+    {"number": 1, "similarity": 0.4, "present": [], "shared": [], "source": "model", "region": None, "picture": None},
 ]
 
 
@@ -54,10 +54,15 @@ def test_an_index_is_built_with_progress_and_the_skipped_are_named_by_place(
     finished.poll()
     assert similar.ui.progressBar.value == 250 and similar.ui.similarMessage.text == "Scan 2 of 8 - about 2 min left"
     assert not similar.ui.byScanButton.enabled and not finished.panels.ask.ui.askButton.enabled
-    fake_worker.say("result", count=6, skipped=[f"entry {n}: It cannot be read." for n in range(1, 8)])
+    fake_worker.say("result", added=2, count=6, skipped=[f"entry {n}: It cannot be read." for n in range(1, 8)])
     finished.poll()
     text = similar.ui.similarMessage.text
-    assert "6 scans are in the index." in text and "7 could not be read" in text and "entry 1:" in text and text.endswith("…")
+    assert (
+        text.startswith("Added: 2.\n6 scans are in the index.")
+        and "7 could not be read" in text
+        and "entry 1:" in text
+        and text.endswith("…")
+    )
     assert Settings().index_folder == str(tmp_path / "index") and not similar.ui.progressRow.visible
 
 
@@ -71,13 +76,32 @@ def test_cancel_stops_the_building_and_says_so(finished: Any, similar: Any, fake
     fake_worker.say("progress", fraction=0.5, stage="scan 1 of 1")
     fake_worker.say("error", **Cancelled().as_dict())
     finished.poll()
-    assert "Nothing was changed" in similar.ui.similarMessage.text and similar.ui.buildButton.enabled
+    assert "Scans that were added are kept" in similar.ui.similarMessage.text and similar.ui.buildButton.enabled
 
 
 def test_a_search_by_the_open_scan_hands_its_voxels_over_and_leaves_itself_out(finished: Any, similar: Any, fake_worker: Any) -> None:
     similar.ui.byScanButton.click()
     verb, params = fake_worker.requests[-1]
     assert verb == "similar" and "npy" in params["volume"] and params["exclude"] == finished.logic.case().input.sha256
+    assert "region" not in params
+
+
+def test_one_organ_of_the_analysis_is_chosen_and_compared_alone(finished: Any, similar: Any, fake_worker: Any, host: Any) -> None:
+    selector = similar.ui.regionSelector
+    assert [selector.itemText(n) for n in range(selector.count)] == ["Whole scan", "Liver", "Spleen"] and selector.enabled
+    selector.setCurrentIndex(2)
+    finished.panels.change(lambda case: with_heart(case, [0.0, 0.0, 0.0]))
+    assert selector.currentText == "Spleen" and similar.region == "spleen"
+    similar.ui.byScanButton.click()
+    assert fake_worker.requests[-1][1]["region"] == "spleen"
+    fake_worker.say("result", hits=HITS, count=2)
+    finished.poll()
+    assert "Alike in the liver (0.93)" in shown(similar)
+    similar.ui.queryEdit.text = "a nodule"
+    similar.ui.byTextButton.click()
+    assert "region" not in fake_worker.requests[-1][1]
+    host.close_scene()
+    assert selector.count == 1 and not selector.enabled and similar.region is None
 
 
 def test_hits_say_why_with_pictures_and_neutral_names(finished: Any, similar: Any, fake_worker: Any) -> None:

@@ -263,6 +263,7 @@ class Board:
         self.ask.show_case(case, questions_for(case) if case is not None else [])
         self.segments.show_case(case, segmentation)
         self.save.show_case(case, segmentation)
+        self.similar.show_case(case)
         self.reviewing.show(case)
         self.refresh_similar()
 

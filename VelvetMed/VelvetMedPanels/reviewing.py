@@ -139,9 +139,9 @@ class Reviewing:
         params = {"folder": str(scans), "out": str(index), "keep_places": True}
         self._start("index", params, INDEX)
 
-    def search(self, index: Path, text: str | None) -> None:
-        """By words, or by the scan that is open: its analysis where there is one of this model, else its voxels."""
-        params: dict[str, Any] = {"index": str(index), "count": HITS}
+    def search(self, index: Path, text: str | None, organ: str | None) -> None:
+        """By words, or by the scan that is open or one organ of it: its analysis where there is one of this model, else its voxels."""
+        params: dict[str, Any] = {"index": str(index), "count": HITS, **({"region": organ} if organ else {})}
         if text is not None:
             self._start("similar", {**params, "text": text}, SEARCH)
             return
@@ -224,11 +224,12 @@ class Reviewing:
                 similar.failed(update.error)
         elif update.kind == "cancelled":
             self._note = ""
-            similar.idle(_("Stopped. Nothing was changed."))
+            similar.idle(_("Stopped. Scans that were added are kept.") if update.name == INDEX else _("Stopped. Nothing was changed."))
         elif update.name == RECOMPUTE:
             self._revised(update.data)
         elif update.name == INDEX:
-            similar.built(int(update.data.get("count", 0)), [str(line) for line in update.data.get("skipped", [])])
+            data = update.data
+            similar.built(int(data.get("added", 0)), int(data.get("count", 0)), [str(line) for line in data.get("skipped", [])])
         elif update.name == SEARCH:
             similar.show_hits(list(update.data.get("hits", [])), int(update.data.get("count", 0)))
         elif update.name == OPEN:

@@ -1,4 +1,4 @@
-"""Similar: build or open an index of scans, search it by the open scan or by words, see why, and open a hit side by side."""
+"""Similar: build or open an index of scans, search it by the open scan, by one of its organs or by words, see why, open a hit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.case import Case
 from VelvetMedLib.errors import VelvetMedError
 from VelvetMedLib.reports import ontology
-from VelvetMedPanels.common import error_details, error_text, load_into, time_left
+from VelvetMedPanels.common import error_details, error_text, load_into, place_word, time_left
 
 SCHEME = "open:"
 GREY = "#8a8a8a"
@@ -21,14 +22,14 @@ MOST_SHOWN = 4
 
 
 class SimilarPanel:
-    """Calls build(scans, index), search(index, text or None), open(index, number), cancel() and close()."""
+    """Calls build(scans, index), search(index, text or None, organ or None), open(index, number), cancel() and close()."""
 
     def __init__(
         self,
         section: Any,
         *,
         build: Callable[[Path, Path], None],
-        search: Callable[[Path, str | None], None],
+        search: Callable[[Path, str | None, str | None], None],
         open_hit: Callable[[Path, int], None],
         cancel: Callable[[], None],
         close: Callable[[], None],
@@ -38,6 +39,7 @@ class SimilarPanel:
         self._build, self._search, self._open, self._cancel, self._close = build, search, open_hit, cancel, close
         self._ready = self._busy = self._running = self._has_scan = False
         self._is_open = False
+        self._organs: list[str] = []
         self._hits: list[dict[str, Any]] | None = None
         ui = self.ui
         ui.indexPath.currentPath = index_folder
@@ -75,6 +77,24 @@ class SimilarPanel:
         self._draw()
         self.refresh()
 
+    def show_case(self, case: Case | None) -> None:
+        """The organs of the analysis can be compared one by one; the choice stays while its organ is there."""
+        selector = self.ui.regionSelector
+        before = self.region
+        found = sorted((s for s in case.segments if s.kind == "organ") if case is not None else (), key=lambda s: s.display)
+        self._organs = [segment.name for segment in found]
+        selector.clear()
+        selector.addItem(_("Whole scan"))
+        for segment in found:
+            selector.addItem(segment.display[:1].upper() + segment.display[1:])
+        selector.setCurrentIndex(1 + self._organs.index(before) if before in self._organs else 0)
+
+    @property
+    def region(self) -> str | None:
+        """The organ to compare; None: the whole scan."""
+        place = int(self.ui.regionSelector.currentIndex) - 1
+        return self._organs[place] if 0 <= place < len(self._organs) else None
+
     def busy(self, busy: bool) -> None:
         """While anything runs, no other run can be started."""
         self._busy = busy
@@ -90,6 +110,7 @@ class SimilarPanel:
         free = self._ready and not self._busy and self.index is not None
         ui.buildButton.enabled = free and bool(str(ui.scansPath.currentPath).strip())
         ui.byScanButton.enabled = free and self._has_scan
+        ui.regionSelector.enabled = bool(self._organs)
         ui.byTextButton.enabled = free and bool(ui.queryEdit.text.strip())
         ui.closeButton.visible = self._is_open
 
@@ -100,11 +121,11 @@ class SimilarPanel:
 
     def on_scan(self) -> None:
         if self.ui.byScanButton.enabled and self.index is not None:
-            self._search(self.index, None)
+            self._search(self.index, None, self.region)
 
     def on_text(self) -> None:
         if self.ui.byTextButton.enabled and self.index is not None:
-            self._search(self.index, self.ui.queryEdit.text.strip())
+            self._search(self.index, self.ui.queryEdit.text.strip(), None)
 
     def on_anchor(self, url: Any) -> None:
         number = url.toString().removeprefix(SCHEME)
@@ -147,8 +168,11 @@ class SimilarPanel:
         self.ui.similarMessage.toolTip = ""
         self.ui.similarMessage.visible = bool(text)
 
-    def built(self, count: int, skipped: list[str]) -> None:
-        lines = [_("One scan is in the index.") if count == 1 else _("{n} scans are in the index.").format(n=count)]
+    def built(self, added: int, count: int, skipped: list[str]) -> None:
+        lines = [
+            _("Added: {n}.").format(n=added),
+            _("One scan is in the index.") if count == 1 else _("{n} scans are in the index.").format(n=count),
+        ]
         if skipped:
             lines.append(_("{n} could not be read:").format(n=len(skipped)))
             lines += skipped[:MOST_SHOWN]
@@ -174,12 +198,19 @@ def _hit(hit: dict[str, Any]) -> str:
         else _("No finding in common; alike as a whole.")
     )
     others = [_display(name) for name in present if name not in shared]
+    region = hit.get("region")
+    alike = (
+        _("Alike in the {organ} ({value:.2f})").format(organ=place_word(region["organ"]), value=float(region["similarity"]))
+        if region
+        else ""
+    )
     also = (_("Also: {findings}") if shared else _("Shows: {findings}")).format(findings=", ".join(others)) if others else ""
     source = _("findings from its report") if hit.get("source") == "report" else _("findings of the model")
     lines = [
         f'<a href="{SCHEME}{number}"><b>{escape(_("Scan {n}").format(n=number))}</b></a>'
         f' <small><span style="color:{GREY}">{escape(_("similarity {value:.2f}").format(value=float(hit["similarity"])))}</span></small>',
         escape(reasons),
+        escape(alike),
         escape(also),
         f'<small><span style="color:{GREY}">{escape(source)}</span></small>',
     ]

@@ -231,7 +231,8 @@ def search(options: Namespace) -> None:
             opened, text=options.text, volume=volume, case=options.case, count=options.count, where=where,
             region=options.region, rerank=options.rerank, progress=progress,
         )  # fmt: skip
-    lines = [_told(n, hit, options.reports) for n, hit in enumerate(hits, 1)] or ["No case to compare with."]
+    none = "No case whose report text was kept ('velvetmed index --keep-text')." if options.reports else "No case to compare with."
+    lines = [_told(n, hit, options.reports) for n, hit in enumerate(hits, 1)] or [none]
     data = {"results": [hit.as_dict() for hit in hits], "notice": RESEARCH_USE_ONLY}
     show.result(data, "\n".join([*lines, RESEARCH_USE_ONLY]), as_json=options.json)
 

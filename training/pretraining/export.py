@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ def read_encoders(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def export_bundle(
     folder: Path, learner: Learner, tokenizer_json: str, *, name: str, training_data: str, licence: str, results: dict[str, Any]
 ) -> BundleConfig:
-    """Write the learner's present weights as a bundle; objectives' own heads stay in the run's checkpoints."""
-    recipe, model = learner.recipe, learner.model
-    assert isinstance(model, VelvetModel)
+    """Write the learner's present weights as a bundle, with the match head where one was trained: searches re-rank by it.
+    The other objectives' own heads stay in the run's checkpoints."""
+    recipe, model = learner.recipe, _with_match_head(learner)
     side = recipe.views.global_voxels
     config = BundleConfig(
         id=name,
@@ -104,6 +105,17 @@ def export_bundle(
         results=results,
     )
     return save_bundle(folder, config, model, tokenizer_json, model_card(config, results))
+
+
+def _with_match_head(learner: Learner) -> VelvetModel:
+    model = learner.model
+    assert isinstance(model, VelvetModel)
+    if "match" not in learner.objectives:
+        return model
+    whole = VelvetModel(replace(model.config, match=True))
+    head = {f"match.{name}": tensor for name, tensor in learner.objectives["match"].head.state_dict().items()}
+    whole.load_state_dict(model.state_dict() | head)
+    return whole
 
 
 def model_card(config: BundleConfig, results: dict[str, Any]) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 import numpy as np
@@ -93,15 +94,15 @@ class Where:
 
     def __post_init__(self) -> None:
         for name in (*self.present, *self.absent):
-            _known(name, ontology().finding_names, "finding")
+            if name not in ontology().finding_names:
+                raise _unknown("finding", name, ontology().finding_names)
         for name in self.organs:
             organ_row(name)
-        try:
-            date.fromisoformat(self.since or "2000-01-01")
-        except ValueError:
+        # Compared as text: other ways of writing a day would sort elsewhere.
+        if self.since is not None and not re.fullmatch(r"\d{4}-[01]\d-[0-3]\d", self.since):
             raise UsageError(
-                "The date cannot be read.", found=str(self.since), expected="a date such as 2026-11-22", next_step="Correct the date."
-            ) from None
+                "The date cannot be read.", found=self.since, expected="a date such as 2026-11-22", next_step="Correct the date."
+            )
 
 
 class Store(Protocol):
@@ -135,15 +136,16 @@ class Store(Protocol):
 
 def organ_row(name: str) -> int:
     """Row of an organ among region vectors. Raises UsageError on an unknown name."""
-    _known(name, tuple(s.name for s in ontology().structures), "organ")
-    return ontology().structure(name).label - 1
+    try:
+        return ontology().structure(name).label - 1
+    except KeyError:
+        raise _unknown("organ", name, [s.name for s in ontology().structures]) from None
 
 
-def _known(name: str, names: Sequence[str], what: str) -> None:
-    if name not in names:
-        raise UsageError(
-            f"This {what} is not known.", found=name, expected="one of: " + ", ".join(names), next_step="Correct the name and try again."
-        )
+def _unknown(what: str, found: str, names: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"This {what} is not known.", found=found, expected="one of: " + ", ".join(names), next_step="Correct the name and try again."
+    )
 
 
 def now() -> str:

@@ -73,11 +73,15 @@ class FolderStore:
             raise damaged(f"{ITEMS} is missing")
         with told():
             self._base = connect(folder / ITEMS)
-            self._base.execute("BEGIN")
-            self._now = self._load()
-            self._base.execute("COMMIT")
-        if zlib.crc32(self._now.studies.data) != self._now.studies_crc:
-            raise damaged("vectors that were changed")
+            try:
+                self._base.execute("BEGIN")
+                self._now = self._load()
+                self._base.execute("COMMIT")
+                if zlib.crc32(self._now.studies.data) != self._now.studies_crc:
+                    raise damaged("vectors that were changed")
+            except BaseException:
+                self._base.close()
+                raise
 
     @staticmethod
     def exists(folder: Path) -> bool:
