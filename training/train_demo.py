@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the demo bundle on the synthetic cohort, plainly and in one go: fine network, global encoder, reader and writer.
+"""Train the demo bundle on the synthetic cohort, plainly and in one go: fine network, text encoder, global encoder, reader and writer.
 
     velvetmed cohort make --cases 2600 --seed 1 --out COHORT
     python training/train_demo.py --cohort COHORT --run RUN --out BUNDLE
@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from commandline import add_seed, add_traceback, begin, carry_out, new_parser
 
-FINE_STEPS, GLOBAL_STEPS, READER_STEPS = 1800, 80, 300
-STAGES = ("fine", "encode", "global", "reader", "all")
+FINE_STEPS, TEXT_STEPS, GLOBAL_STEPS, READER_STEPS = 1800, 400, 80, 300
+STAGES = ("fine", "encode", "text", "global", "reader", "all")
 NEEDED = ("sklearn", "jinja2")
 
 EXAMPLES = """  velvetmed cohort make --cases 2600 --seed 1 --out COHORT
@@ -33,10 +33,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cohort", type=Path, required=True, metavar="DIR", help="folder made by `velvetmed cohort make`")
     made.add_argument("--run", type=Path, required=True, metavar="DIR", help="folders of the stages, kept encodings; call again to go on")
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the finished bundle")
-    for name, steps in (("fine", FINE_STEPS), ("global", GLOBAL_STEPS), ("reader", READER_STEPS)):
+    for name, steps in (("fine", FINE_STEPS), ("text", TEXT_STEPS), ("global", GLOBAL_STEPS), ("reader", READER_STEPS)):
         made.add_argument(f"--{name}-steps", type=int, default=steps, metavar="N", help=f"optimiser steps of this stage (default: {steps})")
     made.add_argument(
-        "--encode-cases", type=int, default=720, metavar="N", help="training cases whose tokens are kept for the reader (default: 720)"
+        "--encode-cases", type=int, default=1000, metavar="N", help="training cases whose tokens are kept for the reader (default: 1000)"
     )
     made.add_argument("--test-cases", type=int, default=160, metavar="N", help="held-out cases that are measured (default: 160)")
     made.add_argument("--spacing-mm", type=float, default=4.0, metavar="MM", help="of the cohort's grid and of the fine view (default: 4)")
@@ -62,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
             run=options.run,
             out=options.out,
             fine_steps=options.fine_steps,
+            text_steps=options.text_steps,
             global_steps=options.global_steps,
             reader_steps=options.reader_steps,
             encode_cases=options.encode_cases,

@@ -20,9 +20,11 @@ from demo.data import PreparedCase
 from demo.encodings import EncodedCase, Overlap, encode_cases
 from demo.fine import CropMaker, FineSettings, FineStage, class_shares
 from demo.global_stage import GlobalMaker, GlobalSettings, GlobalStage
+from demo.losses import said_term
 from demo.reader_stage import ReaderMaker, ReaderSettings, ReaderStage
 from demo.reading import fit_standardisation
 from demo.stages import StoppedOnRequest, train_stage
+from demo.text_stage import ReadingHead, ReadingSettings, TextMaker, TextStage
 from demo.texts import TextSettings, TextSource, corpus, positive_weight
 from pretraining.vocabulary import learn_vocabulary
 
@@ -37,6 +39,7 @@ from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.objectives.context import Context
+from VelvetMedLib.reports import ontology, parse_sentence
 
 SEED, STEPS = 4, 4
 TEXT = TextSettings(tokens=48)
@@ -54,6 +57,7 @@ def watched(settings: Any, **changes: Any) -> Any:
 
 
 FINE = watched(FineSettings(steps=STEPS, crop_voxels=(16, 16, 16)))
+READING = watched(ReadingSettings(steps=STEPS, text=TEXT))
 GLOBAL = watched(GlobalSettings(steps=STEPS, text=TEXT))
 READER = watched(ReaderSettings(steps=STEPS, text=TEXT))
 
@@ -118,9 +122,12 @@ def make(prepared: list[PreparedCase], encoded: list[EncodedCase]) -> Callable[.
             return stage, CropMaker(prepared, settings, SEED), [case.case_id for case in prepared], model
         if kind == "global":
             return GlobalStage(model, positive_weight(encoded), settings), GlobalMaker(encoded, source, SEED), names, model
+        if kind == "text":
+            named = [(case.case_id, case) for case in encoded]
+            return TextStage(model, positive_weight(encoded), settings), TextMaker(named, source, settings, SEED), names, model
         fit_standardisation(model, encoded)
         maker = ReaderMaker(encoded, source, SEED, lesion_features=108, positions=96)
-        return ReaderStage(model, encoded, source, settings), maker, names, model
+        return ReaderStage(model, ReadingHead(model.config.projection_dim), encoded, source, settings), maker, names, model
 
     return made
 
@@ -165,7 +172,7 @@ def checkpoint(run: Path) -> dict[str, torch.Tensor]:
     return {f"{part}/{name}": value for part, tensors in found.parts.items() for name, value in tensors.items()}
 
 
-KINDS = [("fine", FINE), ("global", GLOBAL), ("reader", READER)]
+KINDS = [("fine", FINE), ("text", READING), ("global", GLOBAL), ("reader", READER)]
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS, ids=[kind for kind, _ in KINDS])
@@ -279,7 +286,7 @@ def test_encodings_of_another_fine_network_are_refused(make: Any, tmp_path: Path
         encode_cases(model, [], tmp_path, **where)
 
 
-@pytest.mark.parametrize(("kind", "settings"), KINDS[1:], ids=["global", "reader"])
+@pytest.mark.parametrize(("kind", "settings"), KINDS[2:], ids=["global", "reader"])
 def test_two_micro_batches_sum_what_one_batch_sums_where_studies_are_not_compared(make: Any, kind: str, settings: Any) -> None:
     stage, maker, names, _ = make(kind, settings)
     stage.eval()  # dropout is drawn by micro-batch
@@ -303,8 +310,39 @@ def test_a_case_shows_the_same_in_whatever_company_it_is_drawn(make: Any) -> Non
             one, two, next_epoch = (batch.images["image.global"] for batch in (alone, together, other))
             assert torch.equal(one[0], two[1]) and not torch.equal(one, next_epoch)
             assert alone.group[0] == together.group[1]
+        elif kind == "text":
+            width = alone.excerpts.ids.shape[1]
+            assert torch.equal(alone.excerpts.ids[0], together.excerpts.ids[1, :width])
+            torch.testing.assert_close(alone.said_in_excerpts[0], together.said_in_excerpts[1], equal_nan=True)
         else:
             assert alone.group[0] == together.group[1]
             assert sorted(t.tolist() for _, ids, _ in alone.rows for t in ids.sum(1)) == sorted(
                 t.tolist() for owner, ids, _ in together.rows for t in ids[owner == 1].sum(1)
             )
+
+
+def test_an_excerpt_says_what_its_sentences_say_and_nothing_of_other_findings(encoded: list[EncodedCase]) -> None:
+    source = TextSource(ReportTokenizer(learn_vocabulary(corpus(encoded, seed=1), vocabulary=400)), TEXT)
+    names = [finding.name for finding in ontology().findings]
+    for n, case in enumerate(encoded):
+        sentences, said = source.excerpt(case, np.random.default_rng(n))
+        told = {record.name: record.state for sentence in sentences for record in parse_sentence(sentence)}
+        for index, name in enumerate(names):
+            assert said[index].isnan() or {1.0: "present", 0.0: "absent"}[float(said[index])] == told[name]
+        assert 1 <= len(sentences) <= 2
+        assert bool(said.isfinite().any()) == bool({"present", "absent"} & set(told.values()))
+
+
+def test_the_loss_of_what_is_said_is_two_cross_entropies_written_out() -> None:
+    draw = torch.Generator().manual_seed(1)
+    logits, weight = torch.randn(3, 8, generator=draw), torch.rand(4, generator=draw) + 1
+    said = torch.tensor([[1, 0, float("nan"), 1], [0, 0, 1, float("nan")], [float("nan")] * 4])
+    total = 0.0
+    for row in range(3):
+        for f in range(4):
+            affirmed, denied = torch.sigmoid(logits[row, f]).item(), torch.sigmoid(logits[row, 4 + f]).item()
+            state = float(said[row, f])
+            total -= weight[f].item() * math.log(affirmed) if state == 1 else math.log(1 - affirmed)
+            total -= math.log(denied) if state == 0 else math.log(1 - denied)
+    term = said_term(logits, said, weight)
+    assert float(term.total) == pytest.approx(total, rel=1e-5) and term.count == 12

@@ -183,7 +183,7 @@ def test_the_line_keeps_its_options_and_their_values() -> None:
     options = vars(train_demo.parser().parse_args(["--cohort", "C", "--run", "R", "--out", "O"]))
     numbers = {name: value for name, value in options.items() if isinstance(value, int | float | str) and not isinstance(value, bool)}
     assert numbers == {
-        "fine_steps": 1800, "global_steps": 80, "reader_steps": 300, "encode_cases": 720, "test_cases": 160, "spacing_mm": 4.0,
+        "fine_steps": 1800, "text_steps": 400, "global_steps": 80, "reader_steps": 300, "encode_cases": 1000, "test_cases": 160, "spacing_mm": 4.0,
         "processes": 2, "seed": 1, "until": "all",
     }  # fmt: skip
     assert set(options) - set(numbers) == {"cohort", "run", "out", "traceback"}

@@ -65,6 +65,17 @@ def prompt_term(study: Tensor, text: Tensor, scale: Tensor, targets: Tensor, pos
         return findings_term(wide(scale) * (scores[:, 0::2] - scores[:, 1::2]), targets, positive_weight)
 
 
+def said_term(logits: Tensor, said: Tensor, positive_weight: Tensor) -> LossTerm:
+    """What a text or a study says of each finding: binary cross-entropies of affirming and of denying it, counted in findings.
+
+    logits [N, 2 F]: affirmed, then denied; said [N, F]: 1 affirmed, 0 denied, NaN neither; positive_weight [F]: of what is affirmed.
+    """
+    affirmed, denied = logits.chunk(2, 1)
+    on_affirmed = F.binary_cross_entropy_with_logits(affirmed, (said == 1).float(), pos_weight=positive_weight, reduction="sum")
+    on_denied = F.binary_cross_entropy_with_logits(denied, (said == 0).float(), reduction="sum")
+    return LossTerm(on_affirmed + on_denied, float(said.numel()))
+
+
 def cells_term(logits: Tensor, shares: Tensor) -> LossTerm:
     """Cross-entropy between what a cell holds and what is said of it, summed over structures and lesions, counted in cells.
 

@@ -1,4 +1,4 @@
-"""Stage 3: everything that reads tokens, on kept encodings: findings, opposite prompts, contrast with reports, writing."""
+"""Stage 4: everything that reads tokens, on kept encodings: findings, opposite prompts, contrast with reports, writing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from demo.encodings import EncodedCase
-from demo.losses import findings_term, known_findings, prompt_term, target_tokens, words_term
+from demo.losses import findings_term, known_findings, prompt_term, said_term, target_tokens, words_term
 from demo.reading import fit_standardisation, reader_input
 from demo.stages import TRANSFORMERS, train_stage
+from demo.text_stage import ReadingHead
 from demo.texts import Packs, TextSettings, TextSource, finding_targets, groups_of_texts, positive_weight, records_by_state
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.trainable import Trainable
@@ -32,10 +33,12 @@ LOST_LESIONS = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderSettings(Settings):
-    """findings_weight: of this loss beside those of prompts, contrast and writing."""
+    """findings_weight, reading_weight: of the findings head's loss, and of what studies and reports say in their common space, beside
+    those of prompts, contrast and writing."""
 
     steps: int
     findings_weight: float = 2.0
+    reading_weight: float = 1.0
     contrast: ReportContrastSettings = field(default_factory=ReportContrastSettings)
     text: TextSettings = field(default_factory=TextSettings)
     optimiser: OptimiserSettings = field(default_factory=lambda: replace(TRANSFORMERS, warmup_share=0.1))
@@ -95,16 +98,20 @@ class ReaderMaker:
 
 
 class ReaderStage(Trainable):
-    """What stage 3 trains; the image encoders are finished."""
+    """What stage 4 trains; the image encoders are finished."""
 
-    def __init__(self, model: VelvetModel, cases: Sequence[EncodedCase], source: TextSource, settings: ReaderSettings) -> None:
-        """cases: all that are learnt from; their records word the prompts."""
+    def __init__(
+        self, model: VelvetModel, head: ReadingHead, cases: Sequence[EncodedCase], source: TextSource, settings: ReaderSettings
+    ) -> None:
+        """head: of the text stage; used for training only. cases: all that are learnt from; their records word the prompts."""
         assert model.reader is not None and model.findings is not None and model.decoder is not None
-        super().__init__(settings.optimiser, settings.loop, {"findings_loss": settings.findings_weight})
+        reading = dict.fromkeys(("study_reading_loss", "report_reading_loss"), settings.reading_weight)
+        super().__init__(settings.optimiser, settings.loop, {"findings_loss": settings.findings_weight} | reading)
         # Not registered as a whole: only the parts below are trained and saved.
         object.__setattr__(self, "model", model)
         self.reader, self.findings, self.decoder = model.reader, model.findings, model.decoder
         self.tribert, self.text_projection, self.logit_scale = model.tribert, model.text_projection, model.logit_scale
+        self.head = head
         self.source, self.known, self.smoothing = source, records_by_state(cases), settings.contrast.label_smoothing
         self.register_buffer("weight", positive_weight(cases), persistent=False)
 
@@ -113,6 +120,8 @@ class ReaderStage(Trainable):
         return {
             "findings_loss": known,
             "prompt_loss": known,
+            "study_reading_loss": float(batch.findings.numel()),
+            "report_reading_loss": float(batch.findings.numel()),
             "report_contrast_loss": float(len(batch)),
             "writing_loss": target_tokens(batch.rows),
         }
@@ -125,25 +134,36 @@ class ReaderStage(Trainable):
         sentences = self.source.prompts(self.known, generator(ctx.seed, "prompts", ctx.step))
         prompts = model.embed_text(self.source.tokenizer.layout(sentences, self.source.settings.tokens).to(batch.group.device))
         scale = model.contrast_scale()
-        contrast = report_terms(read.study, model.embed_text(batch.report), scale, batch.group, ctx, smoothing=self.smoothing)
+        report = model.embed_text(batch.report)
+        contrast = report_terms(read.study, report, scale, batch.group, ctx, smoothing=self.smoothing)
         losses = {
             "findings_loss": findings_term(self.findings(read.memory, read.memory_mask).float(), batch.findings, weight),
             "prompt_loss": prompt_term(read.study, prompts, scale, batch.findings, weight),
+            # One reading of both: what a study shows lies where a report that says so lies.
+            "study_reading_loss": said_term(self.head(read.study).float(), batch.findings, weight),
+            "report_reading_loss": said_term(self.head(report).float(), batch.findings, weight),
             "writing_loss": words_term(self.decoder, read.memory, read.memory_mask, batch.rows),
         }
         return Terms(losses | contrast.losses, contrast.metrics)
 
 
 def train_reader(
-    model: VelvetModel, cases: Sequence[EncodedCase], tokenizer: ReportTokenizer, run: Path, settings: ReaderSettings, *, seed: int
+    model: VelvetModel,
+    head: ReadingHead,
+    cases: Sequence[EncodedCase],
+    tokenizer: ReportTokenizer,
+    run: Path,
+    settings: ReaderSettings,
+    *,
+    seed: int,
 ) -> float:
-    """Train reader, findings head, text encoder and decoder in place. Returns seconds spent, resumed parts included."""
+    """Train reader, findings head, text encoder and decoder in place; head: of the text stage. Returns the seconds of all starts."""
     assert model.fine is not None and model.reader is not None and model.decoder is not None
     fit_standardisation(model, cases)
     source = TextSource(tokenizer, settings.text)
-    stage = ReaderStage(model, cases, source, settings)
+    stage = ReaderStage(model, head, cases, source, settings)
     maker = ReaderMaker(
         cases, source, seed, lesion_features=model.reader.config.lesion_features, positions=model.decoder.config.positions
     )  # fmt: skip
-    earlier = {"fine": model.fine, "global": model.swin}
+    earlier = {"fine": model.fine, "text": model.tribert, "global": model.swin}
     return train_stage(stage, maker, [case.case_id for case in cases], run, settings, seed=seed, stands_on=earlier)

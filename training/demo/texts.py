@@ -52,6 +52,20 @@ class TextSource:
         sentences = [s.text for section in sections for s in section.sentences if s.findings]
         return sentences or ["No abnormality is described."]
 
+    def excerpt(self, case: HasFindings, draw: np.random.Generator) -> tuple[list[str], Tensor]:
+        """One or two sentences of a report, and what they say of each finding: [F], 1 affirmed, 0 denied, NaN neither."""
+        sections = write_report(case.findings, style=str(draw.choice(STYLES)), rng=draw)
+        sentences = [s for section in sections for s in section.sentences if s.findings]
+        names = [finding.name for finding in ontology().findings]
+        said = torch.full((len(names),), float("nan"))
+        if not sentences:
+            return ["No abnormality is described."], said
+        chosen = [sentences[int(i)] for i in sorted(draw.permutation(len(sentences))[: int(draw.integers(1, 3))])]
+        of_case = finding_targets([case])[0]
+        for name in {name for sentence in chosen for name in sentence.findings}:
+            said[names.index(name)] = of_case[names.index(name)]
+        return [sentence.text for sentence in chosen], said
+
     def prompts(self, known: dict[str, dict[str, list[FindingRecord]]], draw: np.random.Generator) -> list[list[str]]:
         """One sentence that affirms and one that denies each finding, in this order, worded after records of the cohort."""
         sentences = []

@@ -16,6 +16,7 @@ from demo.reader_stage import ReaderSettings, train_reader
 from demo.reading import keep_top_maps
 from demo.results import finish
 from demo.stages import StoppedOnRequest
+from demo.text_stage import ReadingSettings, train_text
 from demo.texts import corpus
 from VelvetMedLib.engine.files import write_json, write_text
 from VelvetMedLib.engine.randomness import seed_torch
@@ -38,6 +39,7 @@ class DemoOptions:
     run: Path
     out: Path
     fine_steps: int
+    text_steps: int
     global_steps: int
     reader_steps: int
     encode_cases: int
@@ -102,13 +104,18 @@ def _stages(options: DemoOptions) -> None:
     if options.until == "encode":
         return
     of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
+    named = [(case.case_id, case) for case in prepared["train"]]
+    head, seconds = train_text(model, named, tokenizer, run / "text", ReadingSettings(steps=options.text_steps), seed=seed)
+    minutes["text"] = seconds / 60
+    if options.until == "text":
+        return
     settings = GlobalSettings(steps=options.global_steps)
     minutes["global"] = train_global(model, of_split["train"], tokenizer, run / "global", settings, seed=seed) / 60
     keep_top_maps(model, encoded)
     if options.until == "global":
         return
     reading = ReaderSettings(steps=options.reader_steps)
-    minutes["reader"] = train_reader(model, of_split["train"], tokenizer, run / "reader", reading, seed=seed) / 60
+    minutes["reader"] = train_reader(model, head, of_split["train"], tokenizer, run / "reader", reading, seed=seed) / 60
     write_json(run / "minutes.json", minutes)
     print("minutes by stage: " + json.dumps({k: round(v, 1) for k, v in minutes.items()}), flush=True)
     if options.until == "reader":
