@@ -15,10 +15,13 @@ import ablation
 import numpy as np
 import pytest
 import torch
-from ablating import cell as cells
+from ablating.bench import Bench
 from ablating.cell import Watch
+from ablating.computing import Work, flops_of
 from ablating.data import truth_table, write_data
-from ablating.grid import ENDS, ROWS, AblationSettings, Cell, chosen_cells, grid_cells, pilot_cells, recipe_of
+from ablating.driver import made_with
+from ablating.grid import ENDS, PARTS, RECIPES, AblationSettings, Cell, chosen_cells, grid_cells, pilot_cells, recipe_of
+from ablating.labels import LESIONS, lesion_figures, lesion_task, organ_task
 from ablating.measure import EQUAL, OWN, mean_interval, retrieval_figures, stands_clear
 from ablating.plan import WINDOWS_PER_SCAN, CellCost, Timing, cost, plan_lines
 from ablating.table import as_markdown, spread
@@ -26,9 +29,12 @@ from ablating.table import as_markdown, spread
 from Testing.plugins.bundles import body_volume
 from VelvetMedLib.ct import write_nifti
 from VelvetMedLib.engine.manifest import read_manifest
+from VelvetMedLib.engine.runfolder import differences
 from VelvetMedLib.errors import TrainingError, UsageError
 from VelvetMedLib.evaluation.retrieval import recall_at, same_group
-from VelvetMedLib.recipes.velvet import PRESETS, micro
+from VelvetMedLib.evaluation.segmentation import StructureScore
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
+from VelvetMedLib.recipes.velvet import PRESETS, lean, micro
 from VelvetMedLib.reports import FindingRecord, ontology
 
 STEPS = 3
@@ -45,7 +51,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty small studies laid out as a synthetic cohort; finding n of the ontology is present in every study of its turn."""
+    """Forty small studies laid out as a synthetic cohort; finding n of the ontology is present in every study of its turn, two lesions
+    in every second study."""
     folder = tmp_path_factory.mktemp("stand-in")
     names = [finding.name for finding in ontology().findings]
     listed = []
@@ -57,11 +64,22 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         organs[4:9, 5:12, 5:9], organs[11:16, 5:12, 10:15] = 1, 4
         write_nifti(home / "ct.nii.gz", volume.voxels_kji, volume.ijk_to_ras)
         write_nifti(home / "organs.nii.gz", organs, volume.ijk_to_ras)
+        lesions, kinds = np.zeros(volume.shape_kji, np.uint8), ("liver_lesion", LESIONS[n % 5], LESIONS[-1])
+        lesions[4:8, 6:11, 5:8] |= 2
+        lesions[6:9, 6:11, 5:8] |= 4
+        instances = [{"id": k, "lesion": name} for k, name in enumerate(kinds, start=1)] if n % 2 else []
+        write_nifti(home / "lesions.nii.gz", lesions * np.uint8(n % 2), volume.ijk_to_ras)
         present = {names[n % len(names)], names[(n // 3) % len(names)]}
         records = [FindingRecord(name=name, state="present" if name in present else "absent") for name in names]
         words = [f"there is {name.replace('_', ' ')} in scan {n}." for name in sorted(present)]
         report = [{"title": "Findings", "sentences": [{"text": text} for text in (*words, "the spine is normal.")]}]
-        facts = {"version": 1, "twin_of": None, "findings": [r.as_dict() for r in records], "reports": {"structured": report}}
+        facts = {
+            "version": 1,
+            "twin_of": None,
+            "instances": instances,
+            "findings": [r.as_dict() for r in records],
+            "reports": {"structured": report},
+        }
         (home / "record.json").write_text(json.dumps(facts), encoding="utf-8")
         listed.append({"id": home.name})
     (folder / "cohort.json").write_text(json.dumps({"version": 1, "seed": 1, "cases": listed}), encoding="utf-8")
@@ -100,8 +118,8 @@ def test_two_rows_run_to_their_figures_and_the_table_shows_the_measured_cells_al
 
     table = (docs / "ablation.md").read_text(encoding="utf-8")
     assert table == (out / "ablation.md").read_text(encoding="utf-8") and (docs / "ablation.png").stat().st_size > 1000
-    assert "| report |" in table and "| scratch |" in table and f"from 2 measured cells of {len(ROWS) + 1}" in table
-    assert not any(f"| {row.name} |" in table for row in ROWS if row.name != "report")
+    assert "| report |" in table and "| scratch |" in table and f"from 2 measured cells of {len(PARTS) + 1 + len(RECIPES)}" in table
+    assert not any(f"| {row.name} |" in table for row in PARTS if row.name != "report")
 
     before = result(out, "report-8-s1")
     assert ablation.main(line) == 0
@@ -115,6 +133,87 @@ def test_two_rows_run_to_their_figures_and_the_table_shows_the_measured_cells_al
     assert (docs / "ablation.md").read_text(encoding="utf-8") == table and not (tmp_path / "other" / "cells").exists()
     with pytest.raises(TrainingError, match="measured with other settings"):
         ablation.main([*words(cohort, tmp_path / "third", "--anyway", "--docs", str(docs)), "--traceback", "--steps", "4"])
+
+
+def test_whole_recipes_compute_alike_go_on_from_the_grids_cells_and_stand_in_a_table_of_their_own(cohort: Path, tmp_path: Path) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    asked = [word for row in RECIPES for word in ("--only", row.name)]
+    assert ablation.main(words(cohort, out, "--anyway", *asked, "--docs", str(docs))) == 0
+    cells = {name: result(out, name) for name in ("everything-8-s1", "velvet-8-s1", "colipri-8-s1", "t3d-8-s1", "random-0-s1")}
+    velvet, colipri, t3d, random = list(cells.values())[1:]
+
+    # No pre-training twice: what the part's cell found is taken over, and the lesions stand on its weights.
+    assert {k: v for k, v in velvet["figures"].items() if k != "lesions"} == cells["everything-8-s1"]["figures"]
+    assert set(velvet["seconds"]) == set(random["seconds"]) == {"lesions"}
+    origin = json.loads((out / "cells" / "velvet-8-s1" / "lesions" / "results.json").read_text(encoding="utf-8"))["encoder"]
+    assert origin["kind"] == "checkpoint" and origin["step"] == cells["everything-8-s1"]["best_step"]
+
+    work = velvet["steps"] * velvet["step_flops"]
+    assert velvet["steps"] == STEPS and all(abs(c["steps"] * c["step_flops"] - work) <= c["step_flops"] / 2 for c in (colipri, t3d))
+    assert all(c["figures"]["lesions"]["scans"] == 1 for c in cells.values() if c["row"] != "everything")
+    assert "retrieval" not in t3d["figures"] and t3d["figures"]["probe"]["findings"] and "retrieval" in colipri["figures"]
+    written = colipri["figures"]["reports"]
+    assert written["reports"] == 4 and written["true reports"]["presence"]["f1"] > 0.5 and "reports" not in velvet["figures"]
+
+    page = (docs / "ablation.md").read_text(encoding="utf-8")
+    parts, recipes = page.split("## Whole recipes")
+    assert "| everything |" in parts and "| velvet |" not in parts and (docs / "ablation-recipes.png").stat().st_size > 1000
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in recipes.splitlines()}
+    assert rows["| t3d"][5:7] == ["–", "–"] and rows["| t3d"][4] == str(t3d["steps"]) and rows["| velvet"][10] == "–"
+
+    # Where only the figures of a cell have landed, nothing can go on from it.
+    landed = json.loads((docs / "ablation.json").read_text(encoding="utf-8"))
+    landed["cells"] = [c for c in landed["cells"] if c["row"] == "everything"]
+    (docs / "ablation.json").write_text(json.dumps(landed), encoding="utf-8")
+    with pytest.raises(TrainingError, match="weights of everything-8-s1"):
+        ablation.main([*words(cohort, tmp_path / "other", "--anyway", "--only", "velvet", "--docs", str(docs)), "--traceback"])
+
+
+def test_operations_are_counted_forward_and_backward_and_attention_is_what_it_stands_for() -> None:
+    layer, x = torch.nn.Linear(7, 11), torch.rand(5, 7)
+    assert flops_of(lambda: layer(x).sum().backward()) == 2 * (2 * 5 * 7 * 11)  # the product, and the gradient of the weights
+    q = torch.rand(1, 2, 6, 4)
+    assert flops_of(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 6 * 6 * 4)
+
+
+def test_few_labels_of_lesions_are_those_of_the_organs_scans_and_held_out_scans_that_show_a_kind(cohort: Path, tmp_path: Path) -> None:
+    settings = AblationSettings(pairs=12, fewer_pairs=0, val=3, test=4, segmentation_volumes=5, segmentation_test=2)
+    write_data(cohort, tmp_path / "data", settings)
+    bench = Bench(base=micro(), settings=settings, cohort=cohort, out=tmp_path, manifests={}, source=tmp_path)
+    organs, lesions = organ_task(bench), lesion_task(bench)
+    assert [case.name for case in lesions.of("train")] == [case.name for case in organs.of("train")]
+    assert lesions.of("test") and all(int(case.name[-6:]) % 2 for case in lesions.of("test"))
+    assert not all(case.bits for case in lesions.of("train"))
+
+
+def test_a_lesion_found_where_there_is_none_is_counted_apart_from_dice() -> None:
+    def score(case: str, dice: float, truth_ml: float, found_ml: float) -> StructureScore:
+        return StructureScore(
+            case=case, structure="emphysema", dice=dice, surface_dice=dice, hd95_mm=None, truth_ml=truth_ml, found_ml=found_ml
+        )
+
+    found = lesion_figures([score("a", 0.5, 9.0, 9.0), score("b", 0.0, 0.0, 4.0), score("c", 0.0, 7.0, 0.0)])
+    assert (found["dice"], found["scans"], found["invented"], found["free"]) == (0.25, 2, 1, 1)
+    assert lesion_figures([score("b", 0.0, 0.0, 4.0)])["dice"] is None
+
+
+def test_the_other_recipes_have_the_encoder_batch_and_optimiser_of_the_parts() -> None:
+    base = lean()
+    colipri, t3d = recipe_of("colipri", base), recipe_of("t3d", base)
+    for recipe in (colipri, t3d):
+        assert recipe.model(50).get_submodule("swin").config == base.swin()  # type: ignore[union-attr]
+        assert (recipe.loop, recipe.optimiser, recipe.reports) == (base.loop, base.optimiser, base.reports)
+    assert list(colipri.objectives(50)) == ["report_contrast", "report_generation", "opposite_sentences"]
+    assert TEXT_CLEAN in colipri.inputs() and IMAGE_GLOBAL not in colipri.inputs()
+    assert recipe_of("velvet", base) == recipe_of("everything", base)
+
+
+def test_the_cells_that_have_landed_in_docs_belong_to_the_grid_of_today() -> None:
+    found = json.loads((SCRIPT.parents[1] / "docs" / "ablation.json").read_text(encoding="utf-8"))
+    today = json.loads(json.dumps(made_with(lean(), AblationSettings()))) | {"data": found["made_with"]["data"]}
+    assert differences(found["made_with"], today) == []
+    assert {cell["cell"] for cell in found["cells"]} <= {cell.name for cell in grid_cells(AblationSettings())}
+    assert f"| {found['cells'][0]['row']} |" in as_markdown(found["cells"], 24)
 
 
 @pytest.mark.slow
@@ -175,17 +274,28 @@ def test_the_plan_multiplies_steps_and_scans_by_their_seconds() -> None:
         steps=250, pairs=400, val=100, test=200, segmentation_steps=120, segmentation_val=4, segmentation_test=20, segmentation_volumes=10
     )
     timing = Timing(step=2.0, study=0.1, segmentation_step=0.5, window=0.25)
-    found = cost(Cell("clip", 400, 1), timing, settings, validate_every=100, segmentation_validate_every=50)
+
+    def planned(cell: Cell, work: Work) -> CellCost:
+        return cost(cell, work, timing, settings, validate_every=100, segmentation_validate_every=50)
+
+    found = planned(Cell("clip", 400, 1), Work(250))
     assert found.pretraining == pytest.approx(250 * 2.0 + 3 * 100 * 0.1)  # validated after 100, 200 and 250 steps
     assert found.measuring == pytest.approx((400 + 100 + 2 * 200) * 0.1)
     assert found.segmentation == pytest.approx(120 * 0.5 + (3 * 4 + 20) * WINDOWS_PER_SCAN * 0.25)
-    scratch = cost(Cell("scratch", 0, 1), timing, settings, validate_every=100, segmentation_validate_every=50)
+    scratch = planned(Cell("scratch", 0, 1), Work(250))
     assert scratch.minutes == pytest.approx(found.segmentation / 60)
+    assert planned(Cell("velvet", 400, 1), Work(250)).minutes == scratch.minutes  # lesions alone
+    t3d = planned(Cell("t3d", 400, 1), Work(120, 10**9))
+    assert t3d.segmentation == pytest.approx(2 * found.segmentation) and t3d.pretraining == pytest.approx(120 * 2.0 + 2 * 100 * 0.1)
 
-    two = [CellCost(Cell("clip", 400, 1), 1200.0, 60.0, 540.0), CellCost(Cell("text", 400, 1), 3000.0, 0.0, 0.0)]
+    two = [
+        CellCost(Cell("clip", 400, 1), Work(250), 1200.0, 60.0, 540.0),
+        CellCost(Cell("t3d", 400, 1), Work(250, 2 * 10**9), 3000.0, 0.0, 0.0),
+    ]
     page = plan_lines(two, ["clip-400-s1"], settings, threads=2)
     assert "done" in page[1] and "60.0" in page[1]  # 30 minutes on two threads
     assert "more than one sitting of 40 minutes" in page[2]
+    assert page[-2] == "t3d-400-s1: 250 steps of 2.0 GFLOP, 0.5 TFLOP"
     assert page[-1] == "left: 50 minutes on 2 threads, 100 core-minutes (1.7 core-hours)"
 
 
@@ -215,14 +325,14 @@ def test_the_time_of_a_cell_is_added_up_by_stage_over_sittings_and_survives_a_ki
 
 def test_every_row_is_another_recipe_of_the_same_sizes() -> None:
     for base in (PRESETS["tiny"](), PRESETS["paper"](), micro()):
-        recipes = {row.name: recipe_of(row.name, base) for row in ROWS}
-        assert len({json.dumps(recipe.to_dict()) for recipe in recipes.values()}) == len(ROWS)
+        recipes = {row.name: recipe_of(row.name, base) for row in PARTS}
+        assert len({json.dumps(recipe.to_dict()) for recipe in recipes.values()}) == len(PARTS)
         switched = {"itc", "mm", "vis", "txt", "agg", "local_attention", "sentence_tokens", "label_smoothing"}
         for recipe in recipes.values():
             assert {k: v for k, v in recipe.to_dict().items() if k not in switched} == {
                 k: v for k, v in base.to_dict().items() if k not in switched
             }
-    tiny = {row.name: recipe_of(row.name, PRESETS["tiny"]()) for row in ROWS}
+    tiny: dict[str, Any] = {row.name: recipe_of(row.name, PRESETS["tiny"]()) for row in PARTS}
     assert list(tiny["clip"].objectives(100)) == ["report_contrast"] and not tiny["clip"].sentence_tokens
     assert tiny["clip"].tribert(100).text_layers == tiny["everything"].tribert(100).text_layers
     assert (tiny["word_sum"].agg, tiny["word_mean"].agg, tiny["word_sharp"].local_attention) == ("sum", "mean", "local_tau")
@@ -238,11 +348,12 @@ def test_the_grid_has_its_seeds_where_they_are_wanted_and_begins_with_the_pilots
     listed = grid_cells(settings)
     assert listed[:2] == pilot_cells(settings) and len(set(listed)) == len(listed)
     at_400 = [cell for cell in listed if cell.pairs == 400]
-    assert {row.name: sum(cell.row == row.name for cell in at_400) for row in ROWS} == {
-        row.name: 3 if row.name in ENDS else 1 for row in ROWS
+    assert {row.name: sum(cell.row == row.name for cell in at_400) for row in PARTS} == {
+        row.name: 3 if row.name in ENDS else 1 for row in PARTS
     }
     assert [(cell.row, cell.seed) for cell in listed if cell.pairs == 200] == [("clip", 1), ("everything", 1)]
     assert chosen_cells(settings, ["clip-400-s2"], pilot=False) == [Cell("clip", 400, 2)]
+    assert chosen_cells(settings, ["velvet"], pilot=False) == [Cell("everything", 400, 1), Cell("velvet", 400, 1)]
     with pytest.raises(UsageError, match="no row"):
         chosen_cells(settings, ["clap"], pilot=False)
 
@@ -259,10 +370,10 @@ def test_fewer_pairs_are_a_part_of_more_pairs_and_held_out_studies_stay_the_same
     assert {pairs: len(found["train"]) for pairs, found in named.items()} == {12: 12, 5: 5}
     assert named[5]["train"] < named[12]["train"]
     assert all(named[5][split] == named[12][split] for split in ("val", "test"))
-    bench = cells.Bench(base=micro(), settings=settings, cohort=cohort, out=tmp_path, manifests={}, source=tmp_path)
+    bench = Bench(base=micro(), settings=settings, cohort=cohort, out=tmp_path, manifests={}, source=tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "studies.json").rename(tmp_path / "data" / "studies.json")
-    task = cells.segmentation_task(bench)
+    task = organ_task(bench)
     assert {case.name for case in task.of("train")} == named[5]["train"] and {c.name for c in task.of("test")} <= named[5]["test"]
     with pytest.raises(TrainingError, match="too small"):
         write_data(cohort, tmp_path, AblationSettings(pairs=100, fewer_pairs=0))

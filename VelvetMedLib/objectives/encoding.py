@@ -81,3 +81,8 @@ def whole_blocks(kept: Tensor, config: SwinConfig, image: Tensor) -> Tensor:
 def image_cells(feature: Any) -> Tensor:
     """[B, C, x, y, z]: the map whose cells a writer reads. Of VELVET's maps the middle one, else the feature's own `cells`."""
     return feature.middle if isinstance(feature, GlobalFeatures) else feature.cells
+
+
+def coarsest_map(feature: Any) -> Tensor:
+    """[B, C, x, y, z]: what the encoder ends with. Of VELVET's maps the top one, else the feature's own `cells`."""
+    return feature.top if isinstance(feature, GlobalFeatures) else feature.cells

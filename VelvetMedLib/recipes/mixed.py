@@ -21,16 +21,20 @@ SHARED_KEYS = frozenset({IMAGE_GLOBAL, IMAGE_LOCAL_A, IMAGE_LOCAL_B, TEXT_CLEAN,
 @dataclass(frozen=True, kw_only=True)
 class MixedRecipe(Recipe):
     """base: gives encoders, views, text, optimiser and loop. other: gives the objectives named in `take`, with their weights and
-    the inputs that only they read. By dotted name both can be changed: `base.itc=top`, `other.writer.layers=2`."""
+    the inputs that only they read. shared: of the inputs that both make, those that are made as `other` makes them. By dotted
+    name both can be changed: `base.itc=top`, `other.writer.layers=2`."""
 
     base: Recipe
     other: Recipe
     take: tuple[str, ...]
+    shared: tuple[str, ...] = ()
     name: str = "mixed"
 
     def __post_init__(self) -> None:
         shapes = self.base.shapes(vocab_size=1)
         there, own = self.other.makers(shapes), self.base.makers(shapes)
+        made = self.other.inputs()
+        self.require(set(self.shared) <= set(made), "shared", "keys that the other recipe makes: " + ", ".join(made))
         unknown = [name for name in self.take if name not in there]
         twice = [name for name in self.take if name in own]
         if unknown or twice or not self.take:
@@ -90,8 +94,9 @@ class MixedRecipe(Recipe):
         return {loss: weight for loss, weight in self.other.loss_weights().items() if taken(loss)} | self.base.loss_weights()
 
     def inputs(self) -> Mapping[str, InputMaker]:
-        beside = {key: maker for key, maker in self.other.inputs().items() if key not in SHARED_KEYS}
-        return beside | dict(self.base.inputs())
+        theirs = self.other.inputs()
+        beside = {key: maker for key, maker in theirs.items() if key not in SHARED_KEYS}
+        return beside | dict(self.base.inputs()) | {key: theirs[key] for key in self.shared}
 
     def companions(self) -> Companions | None:
         along = self.other.companions()

@@ -5,58 +5,34 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from finetuning.encoders import SCRATCH as RANDOM_START
 from finetuning.encoders import encoder_start
 from finetuning.running import finetune_segmentation
-from finetuning.settings import SegmentationSettings
-from finetuning.settings import tiny as tiny_segmentation
-from finetuning.tasks import CaseFiles, Label, SegmentationTask
+from finetuning.tasks import SegmentationTask
 from pretraining.run import Options, open_data, pretrain
 
-from ablating.grid import SCRATCH, AblationSettings, Cell, recipe_of
+from ablating.bench import RESULT, Bench
+from ablating.grid import Cell
+from ablating.labels import lesion_figures, lesion_task, organ_figures, organ_task, segmentation_settings
 from ablating.measure import measured, trained
 from VelvetMedLib.engine.files import read_json, write_json
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.runfolder import code_state
-from VelvetMedLib.evaluation.segmentation import as_records, mean_dice, summarise
-from VelvetMedLib.recipes.velvet import VelvetRecipe
-from VelvetMedLib.reports import ontology
+from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.evaluation.segmentation import StructureScore
 
-RESULT, SPENT = "cell.json", "spent.json"
+SPENT = "spent.json"
 DONE, SET_ASIDE, STOPPED = "done", "set aside", "stopped"
 WRITTEN_EVERY_S = 10.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What all cells are made with. base: the preset with the changes of the line; manifests: by number of pairs; landed: cells
-    that were finished elsewhere, by name."""
-
-    base: VelvetRecipe
-    settings: AblationSettings
-    cohort: Path
-    out: Path
-    manifests: dict[int, Path]
-    source: Path
-    workers: int = 1
-    landed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def folder(self, cell: Cell) -> Path:
-        return self.out / "cells" / cell.name
-
-    def recipe(self, cell: Cell) -> VelvetRecipe:
-        return recipe_of(cell.row, self.base)
-
-    def result(self, cell: Cell) -> Mapping[str, Any] | None:
-        """The cell's JSON; None where it is not finished."""
-        return read_json(self.folder(cell) / RESULT) or self.landed.get(cell.name)
+Facts: TypeAlias = dict[str, Any]
 
 
 class Watch:
@@ -94,60 +70,24 @@ class Watch:
             self._written = now
 
 
+class _Stopped(Exception):
+    """A training ended in order before its time; what it had is saved."""
+
+
 def run_cell(cell: Cell, bench: Bench, processes: Processes, say: Callable[[str], None]) -> str:
-    """DONE, SET_ASIDE when its sitting was over, STOPPED on request. A finished cell is left as it is."""
+    """DONE, SET_ASIDE when its sitting was over or the cell that it goes on from is not done, STOPPED on request. A finished cell is
+    left as it is. Raises TrainingError where the weights to go on from are not here."""
     if bench.result(cell) is not None:
         return DONE
+    if cell.reused is not None and bench.result(cell.reused) is None:
+        return SET_ASIDE
     folder = bench.folder(cell)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / SPENT, 60 * bench.settings.sitting_minutes)
-    facts: dict[str, Any] = {"cell": cell.name, "row": cell.row, "pairs": cell.pairs, "seed": cell.seed, "steps": bench.settings.steps}
-    figures: dict[str, Any] = {}
-    if cell.row != SCRATCH:
-        recipe = bench.recipe(cell)
-        options = Options(
-            run=folder / "pretraining",
-            steps=bench.settings.steps,
-            seed=cell.seed,
-            manifest=bench.manifests[cell.pairs],
-            store=bench.out / "prepared",
-            workers=bench.workers,
-            bundle=False,
-        )
-        with watch.stage("pretraining"):
-            code = pretrain(recipe, options, processes, source=bench.source, after_step=watch.tick)
-        if code:
-            return SET_ASIDE if watch.over else STOPPED
-        facts |= {"key": recipe.key, "recipe": recipe.to_dict()}
-        kept = read_json(folder / "measured.json")
-        if kept is None:
-            with watch.stage("measuring"):
-                data = open_data(recipe, options, processes)
-                learner, best_step = trained(recipe, data.tokenizer.vocab_size, options.run)
-                kept = {"best_step": best_step, "figures": measured(learner, data, bench.cohort, processes, cell.seed)}
-                write_json(folder / "measured.json", kept)
-        facts["best_step"] = kept["best_step"]
-        figures |= kept["figures"]
-    if bench.settings.segmentation_volumes:
-        with watch.stage("segmentation"):
-            outcome = finetune_segmentation(
-                segmentation_task(bench),
-                encoder_start(str(folder / "pretraining") if cell.row != SCRATCH else RANDOM_START, scratch=bench.base.swin()),
-                segmentation_settings(bench.base, bench.settings),
-                run=folder / "segmentation",
-                steps=bench.settings.segmentation_steps,
-                seed=cell.seed,
-                store=bench.out / "prepared_labels",
-                processes=bench.workers,
-                device=str(processes.device),
-                say=say,
-                after_step=watch.tick,
-            )
-        if outcome.code:
-            return SET_ASIDE if watch.over else STOPPED
-        lines = summarise(outcome.scores)
-        scans = len({score.case for score in outcome.scores})
-        figures["segmentation"] = {"dice": mean_dice(outcome.scores), "scans": scans, "structures": as_records(lines)}
+    try:
+        facts, figures = _Sitting(cell, bench, processes, watch, say).computed()
+    except _Stopped:
+        return SET_ASIDE if watch.over else STOPPED
     facts |= {
         "figures": figures,
         "seconds": {name: round(value, 1) for name, value in watch.spent.items()},
@@ -159,6 +99,95 @@ def run_cell(cell: Cell, bench: Bench, processes: Processes, say: Callable[[str]
     return DONE
 
 
+@dataclass(frozen=True)
+class _Sitting:
+    """The stages of one cell; each raises `_Stopped`, and goes on where it was when it is called again."""
+
+    cell: Cell
+    bench: Bench
+    processes: Processes
+    watch: Watch
+    say: Callable[[str], None]
+
+    def computed(self) -> tuple[Facts, Facts]:
+        """(what the cell is, its figures)."""
+        cell, bench = self.cell, self.bench
+        work = bench.work(cell)
+        facts: Facts = {"cell": cell.name, "row": cell.row, "pairs": cell.pairs, "seed": cell.seed, "steps": work.steps}
+        facts |= {"step_flops": work.step_flops} if work.step_flops else {}
+        run = bench.folder(cell.reused or cell) / "pretraining" if cell.pairs else None
+        if cell.reused is not None:
+            told, figures = self.taken(cell.reused, run)
+        else:
+            told, figures = self.pretrained(run, work.steps) if run is not None else ({}, {})
+            if bench.settings.segmentation_volumes:
+                figures["segmentation"] = organ_figures(self.fine_tuned("segmentation", organ_task(bench), run))
+        if cell.whole and bench.settings.segmentation_volumes:
+            figures["lesions"] = lesion_figures(self.fine_tuned("lesions", lesion_task(bench), run))
+        return facts | told, figures
+
+    def taken(self, other: Cell, run: Path | None) -> tuple[Facts, Facts]:
+        """What another cell was and found; its weights must be here."""
+        found = self.bench.result(other)
+        assert found is not None
+        if run is not None and not run.is_dir():
+            raise TrainingError(
+                f"The weights of {other.name} are not here.",
+                found="its figures alone, landed from another folder",
+                expected="its folder with the checkpoints of the pre-training",
+                next_step="Copy the cell's folder into cells of --out, or leave --docs out to compute it again.",
+            )
+        kept = {name: found[name] for name in ("key", "recipe", "best_step") if name in found}
+        return kept | {"reuses": other.name}, dict(found["figures"])
+
+    def pretrained(self, run: Path, steps: int) -> tuple[Facts, Facts]:
+        """Pre-trains, and measures the best weights."""
+        cell, bench = self.cell, self.bench
+        recipe = bench.recipe(cell)
+        options = Options(
+            run=run,
+            steps=steps,
+            seed=cell.seed,
+            manifest=bench.manifests[cell.pairs],
+            store=bench.out / "prepared",
+            workers=bench.workers,
+            bundle=False,
+        )
+        with self.watch.stage("pretraining"):
+            if pretrain(recipe, options, self.processes, source=bench.source, after_step=self.watch.tick):
+                raise _Stopped
+        path = bench.folder(cell) / "measured.json"
+        kept = read_json(path)
+        if kept is None:
+            with self.watch.stage("measuring"):
+                data = open_data(recipe, options, self.processes)
+                learner, best_step = trained(recipe, data.tokenizer.vocab_size, run)
+                kept = {"best_step": best_step, "figures": measured(learner, data, bench.cohort, self.processes, cell.seed)}
+                write_json(path, kept)
+        return {"key": recipe.key, "recipe": recipe.to_dict(), "best_step": kept["best_step"]}, dict(kept["figures"])
+
+    def fine_tuned(self, name: str, task: SegmentationTask, run: Path | None) -> Sequence[StructureScore]:
+        """Scores on the held-out scans. run: the pre-training's, None = random start."""
+        bench = self.bench
+        with self.watch.stage(name):
+            outcome = finetune_segmentation(
+                task,
+                encoder_start(str(run) if run is not None else RANDOM_START, scratch=bench.base.swin()),
+                segmentation_settings(bench.base),
+                run=bench.folder(self.cell) / name,
+                steps=bench.settings.segmentation_steps,
+                seed=self.cell.seed,
+                store=bench.out / "prepared_labels",
+                processes=bench.workers,
+                device=str(self.processes.device),
+                say=self.say,
+                after_step=self.watch.tick,
+            )
+        if outcome.code:
+            raise _Stopped
+        return outcome.scores
+
+
 def commits_of(folder: Path, source: Path) -> list[str]:
     """Code states that the cell was computed with, oldest first; "+n" where n tracked files had been changed."""
     states = []
@@ -167,42 +196,3 @@ def commits_of(folder: Path, source: Path) -> list[str]:
     states.append(code_state(source))
     names = [state["commit"][:10] + (f"+{state['changed_files']}" if state["changed_files"] else "") for state in states if state]
     return list(dict.fromkeys(names))
-
-
-def segmentation_task(bench: Bench) -> SegmentationTask:
-    """The first labelled volumes of the training studies, which every cell has among its own, and held-out scans of the same splits."""
-    drawn = json.loads((bench.out / "data" / "studies.json").read_text(encoding="utf-8"))
-    settings = bench.settings
-    most = {"train": settings.segmentation_volumes, "val": settings.segmentation_val, "test": settings.segmentation_test}
-    cases = tuple(
-        CaseFiles(
-            name=study,
-            image=bench.cohort / study / "ct.nii.gz",
-            label=bench.cohort / study / "organs.nii.gz",
-            group=study,
-            split=split,
-        )
-        for split, count in most.items()
-        for study in drawn[split][:count]
-    )
-    known = {structure.name: structure.label for structure in ontology().structures}
-    labels = tuple(Label(name, known[name]) for name in settings.segmentation_structures)
-    return SegmentationTask(kind="cohort", labels=labels, declared=tuple(known.values()), cases=cases)
-
-
-def segmentation_settings(recipe: VelvetRecipe, settings: AblationSettings) -> SegmentationSettings:
-    """The tiny fine-tuning on the recipe's grid, window and encoder; the same for every row."""
-    views = recipe.views
-    base = tiny_segmentation()
-    return replace(
-        base,
-        swin=recipe.swin(),
-        data=replace(
-            base.data,
-            spacing_mm=views.fine_spacing_mm,
-            patch_voxels=(views.global_voxels,) * 3,
-            hu_min=views.hu_min,
-            hu_max=views.hu_max,
-        ),
-        loop=replace(base.loop, precision=recipe.loop.precision),
-    )

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ablating.cell import DONE, SET_ASIDE, STOPPED, Bench, run_cell
+from ablating.bench import Bench
+from ablating.cell import DONE, SET_ASIDE, STOPPED, run_cell
 from ablating.data import fingerprint, write_data
 from ablating.grid import FREE, AblationSettings, Cell, chosen_cells, grid_cells, pilot_cells
 from ablating.measure import OWN, stands_clear
@@ -126,7 +127,9 @@ def _run_all(
             return EXIT_STOPPED
         if how == SET_ASIDE:
             waiting.append(cell.name)
-            say(f"{cell.name} is set aside after {bench.settings.sitting_minutes:g} minutes; it goes on when the line is called again.")
+            minutes = f"after {bench.settings.sitting_minutes:g} minutes"
+            why = f"with {cell.reused.name}" if cell.reused is not None and cell.reused.name in waiting else minutes
+            say(f"{cell.name} is set aside {why}; it goes on when the line is called again.")
         if how == DONE:
             if before is None:
                 show()

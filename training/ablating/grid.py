@@ -1,12 +1,14 @@
-"""The grid: one row per part of VELVET-Med, each a recipe by plain settings; a cell is a row at a number of pairs and a seed."""
+"""The grid: rows of VELVET-Med's parts and of whole recipes, by plain settings; a cell is a row at a number of pairs and a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from ablating.styles import colipri_style, t3d_style
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.models.config import Settings
+from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.recipes.overrides import overridden
 from VelvetMedLib.recipes.velvet import VelvetRecipe
 
@@ -14,15 +16,24 @@ SCRATCH = "scratch"
 """The row without pre-training: segmentation from a random start, nothing else."""
 ENDS = ("clip", "everything")
 """The two ends of the grid: one of them must stand clearly above chance before the rest is worth its hours."""
+WHOLE = "everything"
+"""The row whose computing the other recipes are given."""
+
+
+def _as_set(base: VelvetRecipe) -> Recipe:
+    return base
 
 
 @dataclass(frozen=True)
 class Row:
-    """settings: dotted names and values that make the recipe, the same switches named in every row."""
+    """settings: dotted names and values, among the parts the same switches named in every row; make: the recipe of the preset with
+    these settings. reuses: the row whose cell is this one's pre-training and first figures; nothing of it is computed again."""
 
     name: str
     says: str
-    settings: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    make: Callable[[VelvetRecipe], Recipe] = _as_set
+    reuses: str = ""
 
 
 def _row(name: str, says: str, *, itc: str = "all", extra: str = "", agg: str = "mean", attention: str = "published") -> Row:
@@ -31,12 +42,10 @@ def _row(name: str, says: str, *, itc: str = "all", extra: str = "", agg: str = 
     return Row(name, says, (f"itc={itc}", *switches, f"agg={agg}", f"local_attention={attention}", *more))
 
 
-ROWS: tuple[Row, ...] = (
-    Row(
-        "clip",
-        "plain CLIP: a BERT of the same size, no sentence tokens, no smoothing",
-        ("itc=top", "mm=false", "vis=false", "txt=false", "sentence_tokens=false", "label_smoothing=0"),
-    ),
+CLIP = ("itc=top", "mm=false", "vis=false", "txt=false", "sentence_tokens=false", "label_smoothing=0")
+
+PARTS: tuple[Row, ...] = (
+    Row("clip", "plain CLIP: a BERT of the same size, no sentence tokens, no smoothing", CLIP),
     _row("everything", "all levels + matching and masked language + volume + text self-supervision", extra="mm vis txt"),
     _row("report", "report-level contrast alone", itc="top"),
     _row("sentence", "report + sentence level", itc="topmid"),
@@ -48,12 +57,27 @@ ROWS: tuple[Row, ...] = (
     _row("volume", "all levels + volume self-supervision", extra="vis"),
     _row("text", "all levels + text self-supervision", extra="txt"),
 )
-BY_NAME = {row.name: row for row in ROWS}
+"""VELVET-Med's parts, at equal steps."""
+
+RECIPES: tuple[Row, ...] = (
+    Row("velvet", "VELVET-Med: the row `everything`", reuses=WHOLE),
+    Row(
+        "colipri",
+        "COLIPRI style: contrast with its text practice, report generation, opposite sentences; no masked images",
+        CLIP,
+        colipri_style,
+    ),
+    Row("t3d", "T3D style: contrast of crops that read their report, visual contrast, restoration", make=t3d_style),
+    Row("random", "no pre-training: the row `scratch`", reuses=SCRATCH),
+)
+"""Whole recipes on one encoder, at equal computing."""
+
+BY_NAME = {row.name: row for row in (*PARTS, *RECIPES, Row(SCRATCH, "no pre-training: random start"))}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its measurements. pairs: studies that it learns from; 0 for `SCRATCH`."""
+    """One training and its measurements. pairs: studies that it learns from; 0 where there is no pre-training."""
 
     row: str
     pairs: int
@@ -62,6 +86,22 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.row}-{self.pairs}-s{self.seed}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it stands for a whole recipe, and is measured as such."""
+        return BY_NAME[self.row] in RECIPES
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a pre-training of its own."""
+        return self.pairs > 0 and self.reused is None
+
+    @property
+    def reused(self) -> Cell | None:
+        """The cell that this one goes on from."""
+        other = BY_NAME[self.row].reuses
+        return replace(self, row=other) if other else None
 
 
 LARGE = (
@@ -75,12 +115,13 @@ LARGE = (
 class AblationSettings(Settings):
     """What all cells have in common.
 
-    steps: optimiser steps of every pre-training. pairs: studies of the main part of the grid; fewer_pairs: of the second
-    part, for the two ends (0 = left out). seeds: of the two ends at `pairs`; the other rows have one. val, test: studies
-    held out for choosing the best weights and for measuring. segmentation_volumes: labelled scans of the fine-tuning (0 =
-    no segmentation); segmentation_steps, segmentation_val, segmentation_test: its steps and scans; segmentation_structures:
-    what it learns, all else is background. sitting_minutes: a cell that works longer is set aside, saved, and goes on when
-    the line is called again. data_seed: draws the studies.
+    steps: optimiser steps of every pre-training but those of other recipes, which compute as much in steps of their own.
+    pairs: studies of the main part of the grid; fewer_pairs: of the second part, for the two ends (0 = left out). seeds: of
+    the two ends at `pairs`; the other rows have one. val, test: studies held out for choosing the best weights and for
+    measuring. segmentation_volumes: labelled scans of the fine-tuning (0 = no segmentation); segmentation_steps,
+    segmentation_val, segmentation_test: its steps and scans; segmentation_structures: what it learns, all else is
+    background. sitting_minutes: a cell that works longer is set aside, saved, and goes on when the line is called again.
+    data_seed: draws the studies.
     above_chance: in a pilot the lower end of the interval of R@10 must reach this many times chance.
     """
 
@@ -115,14 +156,15 @@ FREE = ("sitting_minutes", "above_chance", "seeds")
 """Settings that move no figure of a cell: they may change between two calls of the line."""
 
 
-def recipe_of(row: str, base: VelvetRecipe) -> VelvetRecipe:
-    """The row's recipe: `base` with the row's own switches."""
-    return overridden(base, BY_NAME[row].settings)
+def recipe_of(row: str, base: VelvetRecipe) -> Recipe:
+    """The row's recipe, from `base` with the row's own settings."""
+    chosen = BY_NAME[BY_NAME[row].reuses or row]
+    return chosen.make(overridden(base, chosen.settings))
 
 
 def refuse_switches(changes: Sequence[str]) -> None:
     """What a row decides cannot be set for all rows: UsageError."""
-    decided = {setting.split("=")[0] for row in ROWS for setting in row.settings}
+    decided = {setting.split("=")[0] for row in PARTS for setting in row.settings}
     own = [change for change in changes if change.split("=")[0].strip() in decided]
     if own:
         raise UsageError(
@@ -139,19 +181,22 @@ def pilot_cells(settings: AblationSettings) -> list[Cell]:
 
 
 def grid_cells(settings: AblationSettings) -> list[Cell]:
-    """All cells in the order in which they run: the pilots, one seed of every row, then more seeds and fewer pairs for the two ends."""
+    """All cells in the order in which they run: the pilots, one seed of every part, more seeds and fewer pairs for the two ends, then
+    one seed of every recipe."""
     cells = pilot_cells(settings)
     if settings.segmentation_volumes:
         cells += [Cell(SCRATCH, 0, seed) for seed in range(1, settings.seeds + 1)]
-    cells += [Cell(row.name, settings.pairs, 1) for row in ROWS if row.name not in ENDS]
+    cells += [Cell(row.name, settings.pairs, 1) for row in PARTS if row.name not in ENDS]
     cells += [Cell(row, settings.pairs, seed) for seed in range(2, settings.seeds + 1) for row in ENDS]
     if settings.fewer_pairs:
         cells += [Cell(row, settings.fewer_pairs, 1) for row in ENDS]
-    return cells
+    wanted = [row for row in RECIPES if row.reuses != SCRATCH or settings.segmentation_volumes]
+    return cells + [Cell(row.name, 0 if row.reuses == SCRATCH else settings.pairs, 1) for row in wanted]
 
 
 def chosen_cells(settings: AblationSettings, only: Sequence[str], *, pilot: bool) -> list[Cell]:
-    """The cells of the line. only: rows, or whole names of cells; empty = all. Raises UsageError for a word that names none."""
+    """The cells of the line, each after the one that it goes on from. only: rows, or whole names of cells; empty = all. Raises
+    UsageError for a word that names none."""
     cells = pilot_cells(settings) if pilot else grid_cells(settings)
     unknown = [word for word in only if not any(word in (cell.row, cell.name) for cell in cells)]
     if unknown:
@@ -161,4 +206,5 @@ def chosen_cells(settings: AblationSettings, only: Sequence[str], *, pilot: bool
             expected="one of: " + ", ".join(dict.fromkeys([*(c.row for c in cells), *(c.name for c in cells)])),
             next_step="Correct --only.",
         )
-    return [cell for cell in cells if not only or cell.row in only or cell.name in only]
+    asked = [cell for cell in cells if not only or cell.row in only or cell.name in only]
+    return list(dict.fromkeys(cell for one in asked for cell in (one.reused, one) if cell is not None))

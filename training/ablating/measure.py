@@ -1,4 +1,4 @@
-"""What is measured of a pre-trained cell: retrieval beside its ceiling and its floor, and a linear probe by finding."""
+"""What is measured of a pre-trained cell: retrieval beside its ceiling and its floor, a linear probe by finding, written reports."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pretraining.run import Data, batch_maker, new_learner
 
-from ablating.data import facts_by_study, truth_table
+from ablating.data import facts_by_study, findings_of, truth_table
+from ablating.views import pooled
+from ablating.writing import report_figures, written_reports
 from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.data import EVALUATION, BatchMaker
-from VelvetMedLib.engine.learner import Learner, autocast
+from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.validation import held_out_vectors
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.probe import ProbeSplit, as_records, linear_probe, macro_auroc
 from VelvetMedLib.evaluation.records import Facts, record_scores
 from VelvetMedLib.evaluation.retrieval import chance, hit_chances, recall_at, retrieval, same_group
-from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN, Features
-from VelvetMedLib.objectives.encoding import encode
+from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.recipes.base import Recipe
 
 OWN, EQUAL = "own report", "equal records too"
@@ -44,32 +43,21 @@ def trained(recipe: Recipe, vocab_size: int, run: Path) -> tuple[Learner, int]:
 
 
 def measured(learner: Learner, data: Data, cohort: Path, processes: Processes, seed: int) -> dict[str, Any]:
-    """Retrieval and probe of one learner on the test studies."""
+    """Of one learner on the test studies: retrieval where scans and reports end in one space, the probe, and what it writes if it can."""
     recipe = learner.recipe
     learner.to(processes.device).eval()
     names = {split: [entry.study.study for entry in data.split(split)] for split in ("train", "val", "test")}
-    both = batch_maker(data, "test", recipe, (IMAGE_GLOBAL, TEXT_CLEAN), seed)
-    images, texts = held_out_vectors(learner, both, names["test"], processes)
-    words = [entry.study.record or entry.study.study for entry in data.split("test")]
-    makers = {split: batch_maker(data, split, recipe, (IMAGE_GLOBAL,), seed) for split in names}
-    features = {split: pooled_maps(learner, makers[split], names[split], processes) for split in names}
-    return {
-        "gallery": len(names["test"]),
-        "retrieval": retrieval_figures(images.numpy(), texts.numpy(), words, facts_by_study(cohort, names["test"])),
-        "probe": probe_figures(features, cohort, names),
-    }
-
-
-@torch.no_grad()
-def pooled_maps(learner: Learner, maker: BatchMaker, names: Sequence[str], processes: Processes, *, batch: int = 8) -> NDArray[np.float32]:
-    """[N, C]: mean of the top map of each study, before any projection, so that every row is probed at the same place."""
-    out = []
-    for start in range(0, len(names), batch):
-        made = maker.batch(names[start : start + batch], EVALUATION).to(processes.device)
-        with autocast(processes.device, learner.recipe.loop.precision):
-            features: Features = encode(learner.model, made, (IMAGE_GLOBAL,))
-        out.append(features[IMAGE_GLOBAL].top.float().mean(dim=(2, 3, 4)).cpu())
-    return torch.cat(out).numpy()
+    figures: dict[str, Any] = {"gallery": len(names["test"])}
+    if "report" in recipe.levels:
+        both = batch_maker(data, "test", recipe, (IMAGE_GLOBAL, TEXT_CLEAN), seed)
+        images, texts = held_out_vectors(learner, both, names["test"], processes)
+        words = [entry.study.record or entry.study.study for entry in data.split("test")]
+        figures["retrieval"] = retrieval_figures(images.numpy(), texts.numpy(), words, facts_by_study(cohort, names["test"]))
+    features = {split: pooled(recipe, learner, data, split, processes, seed) for split in names}
+    figures["probe"] = probe_figures(features, cohort, names)
+    if written := written_reports(learner, data, "test", processes, seed):
+        figures["reports"] = report_figures(written, data, "test", [findings_of(cohort, study) for study in names["test"]])
+    return figures
 
 
 def retrieval_figures(
