@@ -46,6 +46,7 @@ SURFACE = {
     ],
     "embed": ["--bundle", "--device", "--out", "--series", "--view", "volume"],
     "review": ["--out", "cases"],
+    "evaluate": ["--against", "--bundle", "--cohort", "--device", "--out", "--text-model"],
     "models list": [],
     "models add": ["--orientation", "--pool-padding", "--weights", "--yes", "source"],
     "models remove": ["name"],

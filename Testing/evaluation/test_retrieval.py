@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from VelvetMedLib.evaluation.records import facts_of, record_scores, record_word
-from VelvetMedLib.evaluation.retrieval import chance, hit_chances, interval, median_rank, recall_at, retrieval, same_group
+from VelvetMedLib.evaluation.retrieval import (
+    chance,
+    galleries,
+    hit_chances,
+    interval,
+    measures,
+    median_rank,
+    recall_at,
+    retrieval,
+    same_group,
+)
 from VelvetMedLib.reports import FindingRecord
 
 
@@ -102,3 +112,38 @@ def test_records_that_a_report_cannot_tell_apart_have_one_word_and_full_overlap(
 def test_two_studies_without_any_finding_overlap_fully() -> None:
     normal = [record("lung_nodule", "absent")]
     assert record_scores([facts_of(normal), facts_of(normal)]).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def _record(name: str, **rest: object) -> list[FindingRecord]:
+    return [FindingRecord(name=name, state="present", **rest)]  # type: ignore[arg-type]
+
+
+def test_measures_stand_beside_oracle_and_chance_in_galleries_of_one_view() -> None:
+    records = [_record("emphysema"), _record("emphysema"), _record("lung_mass"), _record("renal_cyst"), _record("cardiomegaly")] * 2
+    views = ["chest"] * 5 + ["slab"] * 5
+    vectors = np.eye(10)
+    wrong = np.roll(vectors, 1, axis=0)
+    found = measures(vectors, {"seen": vectors, "unseen": wrong}, records, views)
+    once = {name: float(measure(np.ones((1, 10)))[0]) for name, measure in found.items()}
+    assert once["retrieval/all/own report/seen/text to image R@1"] == 1.0
+    assert once["retrieval/all/own report/unseen/text to image R@1"] == 0.0
+    # Wrong by one place, but next to an emphysema lies another: an equal record is right.
+    assert once["retrieval/all/equal record/unseen/text to image R@1"] == pytest.approx(0.2)
+    # In each view two of five cannot be told apart: the oracle finds three for certain and two by halves.
+    assert once["retrieval/only slab/own report/record oracle/image to text R@1"] == pytest.approx(4 / 5)
+    assert once["retrieval/only slab/equal record/record oracle/image to text R@1"] == 1.0
+    assert once["retrieval/only chest/own report/chance/text to image R@1"] == pytest.approx(1 / 5)
+    assert "retrieval/only chest/own report/seen/text to image R@5" not in once  # the whole gallery
+
+
+def test_a_figure_of_one_gallery_rests_on_its_own_studies() -> None:
+    views = ["chest"] * 5 + ["slab"] * 5
+    texts = np.concatenate([np.eye(10)[:5], np.roll(np.eye(10)[5:], 1, axis=0)])
+    found = measures(np.eye(10), {"seen": texts}, [_record("emphysema")] * 10, views)
+    name = "retrieval/only chest/own report/seen/image to text R@1"
+    assert found[name](np.array([[1.0] * 5 + [7.0] * 5]))[0] == 1.0
+
+
+def test_a_gallery_too_small_to_tell_anything_is_left_out() -> None:
+    assert list(galleries(["chest"] * 6 + ["slab"] * 4)) == ["all", "only chest"]
+    assert list(galleries(["chest"] * 6)) == ["all"] and galleries(["chest"] * 4) == {}

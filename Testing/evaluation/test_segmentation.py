@@ -17,6 +17,7 @@ from VelvetMedLib.evaluation.segmentation import (
     as_records,
     dice_by_label,
     mean_dice,
+    measures,
     score_case,
     summarise,
     surface_scores,
@@ -115,3 +116,11 @@ def test_the_summary_weighs_structures_alike_and_counts_scans_without_a_distance
     assert "| liver | 3 | 0.467 |" in table and "4.0 (n = 2)" in table and "**0.683**" in table
     assert as_records([spleen])[0]["dice_sd"] is None
     assert math.isnan(mean_dice([]))
+
+
+def test_measures_average_a_structure_over_the_cases_that_have_it_and_groups_over_structures() -> None:
+    cases = [[score("a", "liver", 0.8), score("a", "lung_nodule", 0.4)], [score("b", "liver", 0.6)], [score("c", "spleen", 0.5)]]
+    found = {name: float(measure(np.ones((1, 3)))[0]) for name, measure in measures(cases).items()}
+    assert found["segmentation/liver/Dice"] == pytest.approx(0.7) and found["segmentation/organs/Dice"] == pytest.approx(0.6)
+    assert found["segmentation/lesions/surface Dice"] == pytest.approx(0.4)
+    assert list(found)[:2] == ["segmentation/spleen/Dice", "segmentation/liver/Dice"]  # the ontology's order

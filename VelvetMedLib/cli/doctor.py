@@ -18,7 +18,8 @@ OPTIONAL = {
     "rich": "a progress bar",
     "matplotlib": "the contact sheet of a cohort ([review])",
     "jinja2": "review pages ([review])",
-    "monai": "training ([train])",
+    "monai": "training and evaluation ([train])",
+    "sacrebleu": "evaluation ([train])",
     "transformers": "training and language models ([train], [llm])",
 }
 LEAST_FREE_GB, LEAST_MEMORY_GB = 2.0, 3.0

@@ -125,6 +125,12 @@ def build_parser() -> argparse.ArgumentParser:
     review.add_argument("cases", type=Path, nargs="+", metavar="CASE")
     review.add_argument("--out", type=Path, required=True, metavar="SITE", help="folder to write")
 
+    evaluate = verb("evaluate", "measure a bundle on a cohort", model)
+    evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR", help="a cohort whose seed was never trained on")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; a stopped evaluation there goes on")
+    evaluate.add_argument("--against", type=Path, metavar="DIR", help="a finished evaluation of another bundle, to compare with")
+    evaluate.add_argument("--text-model", type=Path, metavar="FOLDER", help="transformers encoder for BERTScore (default: none, left out)")
+
     models = verb("models", "list, add, remove or show model bundles")
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     actions.add_parser("list", help="which bundles there are", description="Which bundles there are.", parents=[common])

@@ -303,6 +303,12 @@ def review(options: Namespace) -> None:
     show.result({"index": str(page), "notice": RESEARCH_USE_ONLY}, f"Open {page} in a browser.\n{RESEARCH_USE_ONLY}", as_json=options.json)
 
 
+def evaluate(options: Namespace) -> None:
+    from VelvetMedLib.cli.evaluate import evaluate as measure
+
+    measure(options, _bundle)
+
+
 def doctor(options: Namespace) -> None:
     from VelvetMedLib.cli.doctor import examine, render
 
@@ -316,5 +322,5 @@ def _millimetres(point: tuple[float, float, float]) -> str:
 
 VERBS: dict[str, Callable[[Namespace], None]] = {
     "sample": sample, "cohort": cohort, "analyze": analyze, "ask": ask, "ground": ground, "index": index,
-    "search": search, "embed": embed, "review": review, "models": models, "doctor": doctor,
+    "search": search, "embed": embed, "review": review, "evaluate": evaluate, "models": models, "doctor": doctor,
 }  # fmt: skip

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from VelvetMedLib.evaluation.bootstrap import Measure, ratio
 from VelvetMedLib.reports import FindingRecord, is_irrelevant, ontology, parse_report, parse_sentence, split_sections, split_sentences
 
 SIZE_TOLERANCE_MM = 2.0
 SIZE_TOLERANCE_SHARE = 0.2
 """A size is right within 2 mm or a fifth of the true size, whichever is more."""
+ALL_NORMAL = [FindingRecord(name=name, state="absent") for name in ontology().finding_names]
+"""What a report says that denies every finding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ def score_reports(
     """Written reports against the records of their scans, in one order. Raises ValueError where they do not pair up."""
     said = [parse_report(text) for text in texts]
     score = score_records(said, records, tolerance_mm=tolerance_mm, tolerance_share=tolerance_share)
-    return replace(score, counts=score.counts + ReportCounts(itself=sum(len(contradicted(text)) for text in texts)))
+    return replace(score, counts=replace(score.counts, itself=sum(len(contradicted(text)) for text in texts)))
 
 
 def score_records(
@@ -163,10 +166,31 @@ def score_records(
     return ReportScore(reports=len(pairs), counts=sum(counts, ReportCounts()), by_finding=by_finding)
 
 
+def measures(counts: Sequence[ReportCounts]) -> dict[str, Measure]:
+    """The figures of `ReportScore` by name, over the counts of each report."""
+
+    def column(name: str) -> list[int]:
+        return [getattr(one, name) for one in counts]
+
+    double = [one.said + one.truth for one in counts]
+    return {
+        "precision": ratio(column("hits"), column("said")),
+        "recall": ratio(column("hits"), column("truth")),
+        "F1": ratio([2 * n for n in column("hits")], double),
+        "F1 with side": ratio([2 * n for n in column("hits_side")], double),
+        "F1 with size": ratio([2 * n for n in column("hits_size")], double),
+        "side right": ratio(column("side_right"), column("sided")),
+        "size right": ratio(column("size_right"), column("sized")),
+        "accuracy": ratio(column("right"), column("known")),
+        "contradictions": ratio(column("opposite"), column("statements")),
+        "contradicts itself": ratio(column("itself"), [1] * len(counts)),
+        "hallucinations per normal case": ratio(column("invented"), column("normal")),
+    }
+
+
 def all_normal(records: Sequence[Sequence[FindingRecord]]) -> ReportScore:
     """The baseline that denies every finding on every scan."""
-    nothing = [FindingRecord(name=name, state="absent") for name in ontology().finding_names]
-    return score_records([nothing] * len(records), records)
+    return score_records([ALL_NORMAL] * len(records), records)
 
 
 def count(

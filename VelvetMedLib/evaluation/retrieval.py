@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from VelvetMedLib.evaluation.bootstrap import Measure, mean
+from VelvetMedLib.evaluation.records import facts_of, record_scores, record_word
+from VelvetMedLib.reports import FindingRecord
+
 Scores = NDArray[np.floating[Any]]
 KS = (1, 5, 10)
+LEAST_GALLERY = 5
+"""Studies; a smaller gallery tells nothing."""
+WAYS = ("text to image", "image to text")
 
 
 def same_group(groups: Sequence[Hashable]) -> NDArray[np.bool_]:
@@ -88,4 +95,35 @@ def retrieval(images: Scores, texts: Scores, groups: Sequence[Hashable], ks: Seq
     out |= both | {"mean recall": sum(both.values()) / len(both)}
     out["image_to_text median rank"] = median_rank(scores, relevant)
     out["text_to_image median rank"] = median_rank(scores.T, relevant)
+    return out
+
+
+def galleries(views: Sequence[str]) -> dict[str, list[int]]:
+    """Which studies a query is compared with: all, and those of one field of view. What a scan covers gives its report away."""
+    of_view = {f"only {view}": [n for n, v in enumerate(views) if v == view] for view in sorted(set(views))}
+    all_of_them = {"all": list(range(len(views)))} | (of_view if len(of_view) > 1 else {})
+    return {name: members for name, members in all_of_them.items() if len(members) >= LEAST_GALLERY}
+
+
+def measures(
+    images: Scores, texts: Mapping[str, Scores], records: Sequence[Sequence[FindingRecord]], views: Sequence[str]
+) -> dict[str, Measure]:
+    """R@k by gallery, by what counts as right ("own report", or any of "equal record"), by whose scores, and by way.
+
+    images [N, D]; texts: by wording, [N, D]. Beside the model's scores stand the record oracle (who reads every report and scan right)
+    and chance. A gallery of k studies or fewer has no R@k.
+    """
+    wordings = {name: np.asarray(images, np.float64) @ np.asarray(vectors, np.float64).T for name, vectors in texts.items()}
+    scores = wordings | {"record oracle": record_scores([facts_of(r) for r in records]), "chance": np.zeros((len(views), len(views)))}
+    equal = same_group([record_word(r) for r in records])
+    out: dict[str, Measure] = {}
+    for gallery, members in galleries(views).items():
+        inside = np.ix_(members, members)
+        for right, relevant in (("own report", np.eye(len(views), dtype=bool)), ("equal record", equal)):
+            for name, values in scores.items():
+                for way, matrix in zip(WAYS, (values.T, values), strict=True):
+                    for k in (k for k in KS if k < len(members)):
+                        hits = np.full(len(views), np.nan)
+                        hits[members] = hit_chances(matrix[inside], relevant[inside], k)
+                        out[f"retrieval/{gallery}/{right}/{name}/{way} R@{k}"] = mean(hits)
     return out

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from VelvetMedLib.evaluation.bootstrap import Measure, mean, mean_of
+from VelvetMedLib.reports import ontology
 from VelvetMedLib.shapes import LabelsKJI, Triple
 
 SURFACE_TOLERANCE_MM = 2.0
@@ -179,6 +181,22 @@ def as_markdown(lines: Sequence[StructureSummary], *, tolerance_mm: float = SURF
         mean = [_number(float(np.mean([getattr(x, name) for x in lines])), 3) for name in ("dice", "surface_dice")]
         rows.append(f"| **mean of structures** | | **{mean[0]}** | | **{mean[1]}** | | | |")
     return "\n".join(rows) + "\n"
+
+
+def measures(cases: Sequence[Sequence[StructureScore]]) -> dict[str, Measure]:
+    """Dice and surface Dice of each structure over the cases that have a value, and their means over organs and over kinds of lesion."""
+    lesions = [lesion.name for lesion in ontology().lesions]
+    scored = {score.structure for case in cases for score in case}
+    names = [name for name in [*(s.name for s in ontology().structures), *lesions] if name in scored]
+    out: dict[str, Measure] = {}
+    for metric, field in (("Dice", "dice"), ("surface Dice", "surface_dice")):
+        by_case = [{score.structure: getattr(score, field) for score in case} for case in cases]
+        of = {name: mean([math.nan if (v := case.get(name)) is None else v for case in by_case]) for name in names}
+        out |= {f"segmentation/{name}/{metric}": measure for name, measure in of.items()}
+        for group, chosen in (("organs", [n for n in names if n not in lesions]), ("lesions", [n for n in names if n in lesions])):
+            if chosen:
+                out[f"segmentation/{group}/{metric}"] = mean_of([of[name] for name in chosen])
+    return out
 
 
 def as_records(lines: Sequence[StructureSummary | StructureScore]) -> list[dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""Two bundles on the same cases: the difference of every figure with its interval, by paired bootstrap (the same draws for both)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.errors import UsageError
+from VelvetMedLib.evaluation.bootstrap import Estimate, Measure, Weights, estimate, resamples
+from VelvetMedLib.evaluation.outputs import write_text
+from VelvetMedLib.evaluation.protocol import Evaluation, load
+
+COMPARISON = "comparison.json"
+LOWER_IS_BETTER = ("ECE", "contradictions", "contradicts itself", "hallucinations per normal case", "seconds per case")
+OF_NO_BUNDLE = ("record oracle", "chance", "majority", "question only", "all normal")
+"""Parts of names that say nothing of a bundle: baselines that are the same for both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One figure of two bundles. difference: second minus first. clear: its interval leaves out 0."""
+
+    name: str
+    first: float
+    second: float
+    difference: Estimate
+    lower_is_better: bool
+
+    @property
+    def clear(self) -> bool:
+        low, high = self.difference.low, self.difference.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    @property
+    def better(self) -> str:
+        """ "first", "second" or "" where it is not clear."""
+        if not self.clear:
+            return ""
+        return "second" if ((self.difference.value or 0.0) > 0) != self.lower_is_better else "first"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"clear": self.clear, "better": self.better}
+
+
+def differences(first: Mapping[str, Measure], second: Mapping[str, Measure], weights: Weights) -> list[Difference]:
+    """Of every measure that both have and that is defined for both on these cases."""
+    once = np.ones((1, weights.shape[1]))
+    found = []
+    for name in (n for n in first if n in second and not set(n.split("/")) & set(OF_NO_BUNDLE)):
+        a, b = float(first[name](once)[0]), float(second[name](once)[0])
+        if np.isfinite(a) and np.isfinite(b):
+            apart = estimate(lambda w, name=name: second[name](w) - first[name](w), weights)  # type: ignore[misc]
+            lower = name.split("/")[-1] in LOWER_IS_BETTER
+            found.append(Difference(name=name, first=a, second=b, difference=apart, lower_is_better=lower))
+    return found
+
+
+def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Difference]:
+    """Two finished evaluations over the same cohort; writes comparison.json and comparison.md into `out`. Raises UsageError."""
+    a, b = load(first), load(second)
+    if a.facts.cohort != b.facts.cohort or [x.case for x in a.outputs] != [x.case for x in b.outputs]:
+        raise UsageError(
+            "The two evaluations cannot be compared.",
+            found=f"cohorts of seeds {a.facts.cohort_seed} and {b.facts.cohort_seed} with {len(a.outputs)} and {len(b.outputs)} cases",
+            expected="two evaluations over the same cohort",
+            next_step="Evaluate both bundles with the same --cohort.",
+        )
+    found = differences(a.measures, b.measures, resamples(a.groups))
+    names = [f"{x.facts.bundle_id} {x.facts.bundle_version}" for x in (a, b)]
+    data = {
+        "notice": RESEARCH_USE_ONLY,
+        "first": a.facts.as_dict(),
+        "second": b.facts.as_dict(),
+        "differences": [d.as_dict() for d in found],
+    }
+    write_text(Path(out) / COMPARISON, json.dumps(data, indent=1) + "\n")
+    write_text(Path(out) / "comparison.md", as_markdown(found, names, a))
+    return found
+
+
+HEADLINES = (
+    "retrieval/all/own report/seen/text to image R@1",
+    "retrieval/all/own report/unseen/text to image R@5",
+    "findings/all/AUROC",
+    "findings/all/F1",
+    "findings/all/ECE",
+    "segmentation/organs/Dice",
+    "segmentation/lesions/Dice",
+    "answers/model/mean of types",
+    "answers/model/presence, balanced",
+    "report/model/F1",
+    "report/model/F1 with side",
+    "report/model/contradictions",
+    "report/model/hallucinations per normal case",
+    "report/model/ROUGE-L",
+    "grounding/all/pointing",
+)
+"""Named before anyone looks: with hundreds of figures some differ clearly by chance."""
+
+
+def as_markdown(found: Sequence[Difference], names: Sequence[str], of: Evaluation) -> str:
+    """The headline figures, then all others that differ clearly."""
+    rows = ["| figure | first | second | second − first (95 %) | clearly better |", "|---|---|---|---|---|"]
+
+    def row(d: Difference) -> str:
+        apart = d.difference
+        told = f"{apart.value:+.3f}" + ("" if apart.low is None else f" ({apart.low:+.3f} to {apart.high:+.3f})")
+        return f"| {d.name}{' (lower is better)' if d.lower_is_better else ''} | {d.first:.3f} | {d.second:.3f} | {told} | {d.better} |"
+
+    head = [row(d) for d in found if d.name in HEADLINES]
+    others = [d for d in found if d.name not in HEADLINES]
+    clear = [row(d) for d in others if d.clear]
+    title = f"# {names[1]} against {names[0]}"
+    cases = f"First: {names[0]}. Second: {names[1]}. {len(of.outputs)} synthetic cases of seed {of.facts.cohort_seed}, the same for both."
+    how = "Intervals: paired bootstrap over cases. A difference is clear where its interval leaves out 0."
+    rest = f"Of {len(others)} other figures {len(clear)} differ clearly; about one in twenty would by chance alone."
+    lines = [title, "", cases, how, "", *rows, *head, "", "## Other figures that differ clearly", "", rest, ""]
+    return "\n".join([*lines, *([*rows, *clear, ""] if clear else []), RESEARCH_USE_ONLY, ""])

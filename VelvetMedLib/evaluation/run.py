@@ -1,0 +1,169 @@
+"""Runs a bundle over the cases of a cohort and keeps what it says of each, so that a stopped evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from VelvetMedLib import __version__
+from VelvetMedLib.case import Case
+from VelvetMedLib.cohorts import CohortCase, load_case, read_cohort
+from VelvetMedLib.cohorts.options import stream
+from VelvetMedLib.errors import BundleError, UsageError
+from VelvetMedLib.evaluation.findings import TRUTH
+from VelvetMedLib.evaluation.grounding import body_of, point_at
+from VelvetMedLib.evaluation.outputs import CaseOutput, RunFacts, case_file, claim, write_output
+from VelvetMedLib.evaluation.segmentation import score_case
+from VelvetMedLib.reports import HELD_OUT_STYLE, ProseSection, make_questions, ontology, render, write_report, write_sentence
+from VelvetMedLib.tasks import ground, run_analysis, vqa
+from VelvetMedLib.tasks.analysis import Analysis
+from VelvetMedLib.tasks.crop import takes_one_crop
+from VelvetMedLib.tasks.encoding import Encoding
+from VelvetMedLib.tasks.findings import calibrated, finding_logits
+from VelvetMedLib.tasks.retrieval import text_vector
+from VelvetMedLib.tasks.segmentation import organ_labels
+
+if TYPE_CHECKING:
+    from VelvetMedLib.bundle.store import Bundle
+
+Progress = Callable[[float, str, float | None], None]
+STYLE = "structured"
+"""Of the drafts, and of the references in seen wording."""
+WORDINGS: Mapping[str, str] = {"seen": STYLE, "unseen": HELD_OUT_STYLE}
+"""Style of the references: one that models of ours are trained on, and one whose style and phrases they never meet."""
+WORDING_SEED = 1
+
+
+def run_bundle(bundle: Bundle, cohort_folder: Path | str, out: Path, *, progress: Progress | None = None) -> None:
+    """Write the output of every case that has none yet. Raises CohortError, BundleError, UsageError."""
+    cohort = read_cohort(cohort_folder)
+    facts = RunFacts(
+        bundle_id=bundle.config.id,
+        bundle_version=bundle.config.version,
+        bundle_key=bundle.sha256,
+        calibrated=not takes_one_crop(bundle),
+        cohort_seed=cohort.seed,
+        cohort_cases=len(cohort),
+        cohort_options=cohort.manifest["options"],
+        wording_seed=WORDING_SEED,
+        velvetmed=__version__,
+    )
+    claim(out, facts)
+    todo = [folder for folder in cohort.case_folders if not case_file(out, folder.name).exists()]
+    started = time.monotonic()
+    for done, folder in enumerate(todo, 1):
+        write_output(out, output_of(load_case(folder), bundle))
+        if progress is not None:
+            left = (time.monotonic() - started) / done * (len(todo) - done)
+            progress((len(cohort) - len(todo) + done) / len(cohort), "evaluating cases", left)
+
+
+def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
+    """What the bundle makes of one case. Texts and questions are drawn from the case's own seed, the same for every bundle."""
+    started = time.monotonic()
+    seed = int(case.record["seed"])
+    # A twin shares its sibling's seed; its texts must differ all the same.
+    turn = 2 * WORDING_SEED + (case.record["twin_of"] is not None)
+    done = run_analysis(case.volume, bundle, style=STYLE)
+    written = {
+        name: write_report(case.findings, style=style, rng=stream(seed, f"evaluation {name}", turn), held_out_wording=name == "unseen")
+        for name, style in WORDINGS.items()
+    }
+    return CaseOutput(
+        case=case.case_id,
+        group=str(case.record["twin_of"] or case.case_id),
+        view=str(case.record["view"]["name"]),
+        truth=case.findings,
+        said=[finding.record() for finding in done.case.findings],
+        scores=_scores(done.encoding, bundle),
+        report=report_text(done.case),
+        references={name: render(sections, WORDINGS[name]) for name, sections in written.items()},
+        study=[float(x) for x in done.encoding.study_vector],
+        texts=_text_vectors(written, bundle),
+        answers=_answers(case, done, bundle, stream(seed, "evaluation questions", turn)),
+        structures=_structures(case, done),
+        pointing=_pointing(case, done, bundle, stream(seed, "evaluation phrases", turn)),
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _scores(encoding: Encoding, bundle: Bundle) -> dict[str, float]:
+    """Of every finding, also of those that the bundle does not use: how far it ranks them is what is asked here."""
+    if takes_one_crop(bundle):
+        from VelvetMedLib.tasks.zero_shot import scores
+
+        return {} if bundle.tokenizer is None else {s.finding: s.score for s in scores(encoding, bundle)}
+    logits = finding_logits(encoding, bundle)
+    return {
+        name: calibrated(bundle.config.finding(name), float(logit)) for name, logit in zip(ontology().finding_names, logits, strict=True)
+    }
+
+
+def report_text(case: Case) -> str | None:
+    """The draft as one text with its headings; None where the model writes none."""
+    if case.report is None:
+        return None
+    return "\n\n".join(f"{section.title}:\n{' '.join(s.text for s in section.sentences)}" for section in case.report.sections) + "\n"
+
+
+def _text_vectors(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle) -> dict[str, list[float]]:
+    """Of the sentences that speak of findings: technique and comparison must not tell studies apart."""
+    if bundle.tokenizer is None:
+        return {}
+    spoken = {name: [s.text for section in sections for s in section.sentences if s.findings] for name, sections in written.items()}
+    return {
+        name: [float(x) for x in text_vector(sentences or ["No abnormality is described."], bundle)] for name, sentences in spoken.items()
+    }
+
+
+def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
+    kept = []
+    for q in make_questions(case.findings, rng):
+        said = vqa.answer(q.question, done.case.findings, done.case.segments, done.encoding, bundle)
+        kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, "answer": said.answer})
+    return kept
+
+
+def lesion_mask(case: CohortCase, instance_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """Voxels of some instances."""
+    bits = sum(1 << (n - 1) for n in instance_ids)
+    return (case.lesions_kji & np.uint32(bits)) != 0
+
+
+def _structures(case: CohortCase, done: Analysis) -> list[dict[str, Any]]:
+    """Scores of organs, and of the kinds of lesion that are there or are shown."""
+    if done.segmentation_kji is None:
+        return []
+    table, grid, found = ontology(), case.volume.grid, done.segmentation_kji
+    spacing = case.volume.spacing_mm
+    # The label map shows lesions over organs, while the truth's organs include them: organs are compared without the overlay.
+    organs = organ_labels(done.encoding.need_fine(), grid)
+    scores = score_case(organs, case.organs_kji, spacing, {s.label: s.name for s in table.structures}, case=case.case_id)
+    for lesion in table.lesions:
+        truth = lesion_mask(case, [i["id"] for i in case.instances if i["lesion"] == lesion.name])
+        shown = found == lesion.label
+        if truth.any() or shown.any():
+            scores += score_case(shown.astype(np.uint8), truth.astype(np.uint8), spacing, {1: lesion.name}, case=case.case_id)
+    return [asdict(score) for score in scores if score.dice is not None]
+
+
+def _pointing(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """A sentence on each present finding that has voxels, and where the bundle sees it."""
+    body = body_of(case.volume.voxels_kji, case.organs_kji)
+    kept = []
+    for record in (r for r in case.findings if TRUTH.get(r.state) == 1.0 and r.instance_ids):
+        phrase = write_sentence(record, rng, "narrative").text
+        try:
+            peak = ground(done.encoding, phrase, bundle).peak_ras_mm
+        except (BundleError, UsageError):
+            peak = None
+        pointed = point_at(record.name, peak, lesion_mask(case, record.instance_ids), case.volume.grid, body)
+        if pointed is not None:
+            kept.append(asdict(pointed))
+    return kept
