@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Coding(ABC):
-    """structures: how many there are; they are counted from 1, 0 is the background."""
+    """structures: how many there are; they are counted from 1, 0 is the background. exclusive: no two share a voxel."""
 
     structures: int
+    exclusive: ClassVar[bool]
 
     @property
     @abstractmethod
@@ -60,6 +61,8 @@ class Coding(ABC):
 class OneOf(Coding):
     """uint8: the number of the structure. Where masks overlap the later one counts."""
 
+    exclusive = True
+
     @property
     def outputs(self) -> int:
         return self.structures + 1
@@ -88,6 +91,8 @@ class OneOf(Coding):
 
 class AnyOf(Coding):
     """uint32: bit n - 1 stands for structure n."""
+
+    exclusive = False
 
     @property
     def outputs(self) -> int:

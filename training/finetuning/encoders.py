@@ -107,7 +107,7 @@ def _place(facts: Mapping[str, Any]) -> EncoderPlace | None:
 
 
 def _swin_by_shape(tensors: Mapping[str, Tensor]) -> EncoderPlace | None:
-    """The encoder of a checkpoint of before November 2026, which did not name it: MONAI's old rules leave no trace in the shapes."""
+    """The encoder of a run from before checkpoints named it. MONAI's old rules leave no trace in the shapes: taken as not used."""
     stem = KINDS["swin"].stem
     fronts = sorted((name.removesuffix(stem) for name in tensors if name.endswith(stem)), key=len)
     if not fronts:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetuning.batches import CropBatch, windowed
-from finetuning.coding import Coded, Coding, OneOf
+from finetuning.coding import Coded, Coding
 from finetuning.settings import DataSettings, SegmentationSettings
 from finetuning.store import StoredCase
 from finetuning.tasks import SegmentationTask
@@ -56,15 +56,14 @@ class SegmentationStage(Trainable):
         """loop: in place of that of the settings."""
         super().__init__(settings.optimiser, loop)
         self.network, self.coding = network, task.coding
-        exclusive = isinstance(self.coding, OneOf)
-        self.loss = dice_ce_loss() if exclusive else dice_bce_loss()
+        self.loss = dice_ce_loss() if self.coding.exclusive else dice_bce_loss()
         network.encoder.recompute_activations = loop.recompute_activations
         encoder = find_encoder(self)
         assert encoder is not None
         self.facts = {
             "network": network.config.to_dict(),
-            "classes": [*(["background"] if exclusive else []), *task.names],
-            "exclusive": exclusive,
+            "classes": [*(["background"] if self.coding.exclusive else []), *task.names],
+            "exclusive": self.coding.exclusive,
             "data": settings.data.to_dict(),
             "image_encoder": encoder.to_dict(),
         }

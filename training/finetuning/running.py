@@ -13,7 +13,6 @@ import torch
 
 from finetuning.augment import plan_flips
 from finetuning.batches import CropMaker
-from finetuning.coding import OneOf
 from finetuning.encoders import SCRATCH, EncoderStart
 from finetuning.learning import SegmentationStage, by_dice, predict
 from finetuning.settings import SegmentationSettings
@@ -154,7 +153,7 @@ def evaluate(
             scores += score_case(found, truth, grid.spacing_mm, names, case=case.name)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
-            values = truth_values[found_kji] if isinstance(coding, OneOf) else found_kji
+            values = truth_values[found_kji] if coding.exclusive else found_kji
             smallest = np.min_scalar_type(int(values.max()))
             write_nifti(predictions / f"{case.name}.nii.gz", values.astype(smallest), grid)
     return scores
