@@ -33,7 +33,9 @@ class BodyCells:
             parts.append(slice(int(voxels[0]), int(voxels[-1]) + 1))
             weights.append(np.bincount(voxels - voxels[0]).astype(np.float64))
         inside = self.cells[tuple(parts)].astype(np.float64)
-        return float(np.einsum("xyz,x,y,z->", inside, *weights) / np.prod(size))
+        # One axis after the other: the sum over all three at once took most of the time of drawing a crop.
+        along_x, along_y, along_z = weights
+        return float((inside @ along_z @ along_y @ along_x) / np.prod(size))
 
     def voxels(self, start: Sequence[int], size: IntTriple) -> NDArray[np.bool_]:
         """bool [size]: which voxels of the box are body."""
