@@ -21,7 +21,7 @@ from VelvetMedLib.evaluation.outputs import CaseOutput, case_file, read_outputs
 from VelvetMedLib.evaluation.protocol import evaluate, load, nearest_reports
 from VelvetMedLib.reports import parse_report
 
-CASES = 6
+CASES = 5
 
 
 @pytest.fixture(scope="module")

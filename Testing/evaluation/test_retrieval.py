@@ -12,7 +12,6 @@ from VelvetMedLib.evaluation.retrieval import (
     chance,
     galleries,
     hit_chances,
-    interval,
     measures,
     median_rank,
     recall_at,
@@ -77,18 +76,6 @@ def test_both_directions_are_reported_apart() -> None:
 def test_the_median_rank_counts_from_one_and_ties_half() -> None:
     scores = np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 1.0], [9.0, 8.0, 7.0]])
     assert median_rank(scores, np.eye(3, dtype=bool)) == 1.5
-
-
-def test_the_interval_holds_the_figure_and_narrows_with_more_queries() -> None:
-    draw = np.random.default_rng(1)
-    small, large = draw.normal(size=(20, 20)), draw.normal(size=(300, 300))
-    widths = []
-    for scores in (small, large):
-        relevant = np.eye(len(scores), dtype=bool)
-        low, high = interval(scores, relevant, 10)
-        assert low <= recall_at(scores, relevant, (10,))["R@10"] <= high
-        widths.append(high - low)
-    assert widths[1] < widths[0]
 
 
 def test_vectors_that_do_not_pair_up_are_refused() -> None:

@@ -41,7 +41,7 @@ class Estimate:
         return f"{self.value:.3f}" + ("" if self.low is None else f" ({self.low:.3f}–{self.high:.3f})")
 
 
-def resamples(groups: Sequence[Hashable], *, draws: int = DRAWS, seed: int = 0) -> Weights:
+def resamples(groups: Sequence[Hashable], *, draws: int = DRAWS, seed: int | tuple[int, ...] = 0) -> Weights:
     """Draws with replacement. Cases of one group (twins, series of one patient) are drawn together: they are not independent."""
     numbers = {group: n for n, group in enumerate(dict.fromkeys(groups))}
     of = np.array([numbers[group] for group in groups], np.int64)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from VelvetMedLib.evaluation.bootstrap import estimate, resamples
+from VelvetMedLib.evaluation.findings import auroc
+
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse regularisation strengths tried; validation chooses."""
 LEAST_POSITIVES = 5
@@ -50,23 +53,13 @@ class FindingProbe:
 
 
 def auroc_interval(truth: NDArray[np.bool_], score: NDArray[np.float64], *, draws: int = 500, seed: int = 0) -> tuple[float, float, float]:
-    """AUROC with a 95 % bootstrap interval over cases, positives and negatives drawn apart."""
-    generator = np.random.default_rng(seed)
-    positive, negative = score[truth], score[~truth]
-    samples = [
-        roc_auc_score(
-            truth_sorted(len(positive), len(negative)),
-            np.concatenate([generator.choice(positive, len(positive)), generator.choice(negative, len(negative))]),
-        )
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(roc_auc_score(truth, score)), float(low), float(high)
-
-
-def truth_sorted(positives: int, negatives: int) -> NDArray[np.int64]:
-    """Labels for scores listed as all positives, then all negatives."""
-    return np.concatenate([np.ones(positives, np.int64), np.zeros(negatives, np.int64)])
+    """AUROC with a 95 % bootstrap interval over cases, positives and negatives drawn apart; there must be some of both."""
+    weights = np.zeros((draws, len(truth)))
+    for n, part in enumerate((truth, ~truth)):
+        weights[:, part] = resamples(range(int(part.sum())), draws=draws, seed=(seed, n))
+    found = estimate(auroc(truth.astype(np.float64), score), weights)
+    assert found.value is not None and found.low is not None and found.high is not None
+    return found.value, found.low, found.high
 
 
 def linear_probe(
@@ -106,9 +99,9 @@ def linear_probe(
             continue
         fits = {c: _fit(x[0], truth[0], c) for c in sorted(strengths)}
         best = max(fits, key=lambda c: float(roc_auc_score(truth[1], fits[c].decision_function(x[1]))))
-        auroc, low, high = auroc_interval(truth[2], fits[best].decision_function(x[2]), draws=draws, seed=seed)
+        value, low, high = auroc_interval(truth[2], fits[best].decision_function(x[2]), draws=draws, seed=seed)
         results.append(
-            FindingProbe(finding=finding, auroc=auroc, low=low, high=high, strength=best, positives=positives, negatives=negatives)
+            FindingProbe(finding=finding, auroc=value, low=low, high=high, strength=best, positives=positives, negatives=negatives)
         )
     return results
 

@@ -66,17 +66,6 @@ def chance(relevant: NDArray[np.bool_], ks: Sequence[int] = KS) -> dict[str, flo
     return recall_at(np.zeros(relevant.shape), relevant, ks)
 
 
-def interval(
-    scores: Scores, relevant: NDArray[np.bool_], k: int, *, draws: int = 2000, seed: int = 0, share: float = 0.95
-) -> tuple[float, float]:
-    """Bootstrap interval of R@k over queries (percentiles); the gallery stays as it is."""
-    hits = hit_chances(scores, relevant, k)
-    draw = np.random.default_rng(seed)
-    means = hits[draw.integers(len(hits), size=(draws, len(hits)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
-
-
 def retrieval(images: Scores, texts: Scores, groups: Sequence[Hashable], ks: Sequence[int] = KS) -> dict[str, float]:
     """Recall both ways and their mean, and median ranks, from unit vectors [N, D] of scans and reports in one order.
 

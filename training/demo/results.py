@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
 from demo.calibrate import FindingCalibration, calibrate
@@ -22,7 +23,11 @@ from demo.texts import TextSettings, TextSource, finding_targets
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
 from VelvetMedLib.engine.files import write_json
-from VelvetMedLib.evaluation.probe import auroc_interval
+from VelvetMedLib.evaluation import findings
+from VelvetMedLib.evaluation.bootstrap import estimate, resamples
+from VelvetMedLib.evaluation.findings import FindingTable
+from VelvetMedLib.evaluation.probe import LEAST_POSITIVES
+from VelvetMedLib.evaluation.records import facts_of, record_scores
 from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
@@ -55,47 +60,52 @@ def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]
     return organs, lesions
 
 
-def finding_table(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> dict[str, Any]:
+def called(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> FindingTable:
+    """The findings of the cases as the bundle will call them: by calibrated probability, those that are assessed only."""
+    slope, bias = (np.array([getattr(c, name) for c in calibrations]) for name in ("slope", "bias"))
+    probability = 1 / (1 + np.exp(-(reading.finding_logits * slope + bias)))
+    limit = np.array([c.present if c.assessed else np.inf for c in calibrations])
+    truth = finding_targets(cases).double().numpy()
+    return FindingTable(
+        names=ontology().finding_names,
+        truth=truth,
+        score=reading.finding_logits,
+        probability=probability,
+        called=probability >= limit,
+        size_mm=np.full_like(truth, np.nan),
+    )
+
+
+def finding_table(table: FindingTable, calibrations: list[FindingCalibration]) -> dict[str, Any]:
     """Held-out AUROC with interval, and precision and recall at the thresholds fixed on validation."""
-    targets = finding_targets(cases).double().numpy()
-    table: dict[str, Any] = {}
-    for index, (finding, calibration) in enumerate(zip(ontology().findings, calibrations, strict=True)):
-        known = np.isfinite(targets[:, index])
-        truth, logit = targets[known, index] > 0.5, reading.finding_logits[known, index]
-        entry: dict[str, Any] = {"positives": int(truth.sum()), "negatives": int((~truth).sum()), "assessed": calibration.assessed}
-        if truth.sum() >= 5 and (~truth).sum() >= 5:
-            auroc, low, high = auroc_interval(truth, logit)
-            entry |= {"auroc": round(auroc, 3), "auroc_95": [round(low, 3), round(high, 3)]}
+    figures = findings.measures(table)
+    weights = resamples(range(len(table.truth)))
+    out: dict[str, Any] = {}
+    for (name, counts), calibration in zip(table.counts().items(), calibrations, strict=True):
+        found = {metric: estimate(figures[f"findings/{name}/{metric}"], weights) for metric in ("AUROC", "precision", "recall")}
+        entry: dict[str, Any] = {"positives": counts["present"], "negatives": counts["absent"], "assessed": calibration.assessed}
+        if min(counts.values()) >= LEAST_POSITIVES:
+            ranked = found["AUROC"]
+            entry |= {"auroc": _rounded(ranked.value), "auroc_95": [_rounded(ranked.low), _rounded(ranked.high)]}
         if calibration.assessed:
-            called = 1 / (1 + np.exp(-(calibration.slope * logit + calibration.bias))) >= calibration.present
-            hits = int((called & truth).sum())
-            entry |= {
-                "precision": round(hits / called.sum(), 3) if called.any() else None,
-                "recall": round(hits / truth.sum(), 3) if truth.any() else None,
-            }
-        table[finding.name] = entry
-    return table
+            entry |= {metric: _rounded(found[metric].value) for metric in ("precision", "recall")}
+        out[name] = entry
+    return out
 
 
-def presence_summary(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> dict[str, float]:
+def presence_summary(cases: list[EncodedCase], table: FindingTable) -> dict[str, float | int | None]:
     """Micro-averaged F1 of `present` over assessed findings, and false calls per case without any finding."""
-    targets = finding_targets(cases).double().numpy()
-    slope = np.array([c.slope for c in calibrations])
-    bias = np.array([c.bias for c in calibrations])
-    limit = np.array([c.present if c.assessed else 2.0 for c in calibrations])
-    called = 1 / (1 + np.exp(-(reading.finding_logits * slope + bias))) >= limit
-    known, truth = np.isfinite(targets), np.nan_to_num(targets) > 0.5
-    hit, false, missed = (called & truth).sum(), (called & known & ~truth).sum(), (~called & truth).sum()
     normal = np.array([all(r.state in ("absent", "not_assessed") for r in case.findings) for case in cases])
+    micro = estimate(findings.calls(table.truth, table.called)["F1"], resamples(range(len(cases))))
     return {
-        "presence_micro_f1": round(float(2 * hit / max(1, 2 * hit + false + missed)), 3),
-        "false_findings_per_normal_case": round(float(called[normal].sum() / max(1, normal.sum())), 3),
+        "presence_micro_f1": _rounded(micro.value),
+        "false_findings_per_normal_case": _rounded(float(table.called[normal].sum() / max(1, normal.sum()))),
         "normal_cases": int(normal.sum()),
     }
 
 
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in figures.items()}
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 @torch.no_grad()
@@ -104,18 +114,18 @@ def retrieval(
 ) -> dict[str, Any]:
     """Text to image among `cases`, with wording of training styles and of the held-out style, beside the record oracle."""
     source = TextSource(tokenizer, settings)
-    # What a report can say at all: name, state, side and site of what is present. Cases equal in it cannot be told apart.
-    sets = [{(r.name, r.side, r.site) for r in case.findings if r.state == "present"} for case in cases]
-    result: dict[str, Any] = {"gallery": len(cases)}
-    oracle = np.array([[len(a & b) / max(1, len(a | b)) if a | b else 1.0 for b in sets] for a in sets])
-    own, ks = np.eye(len(cases), dtype=bool), (1, 5, 10)
-    result["record_oracle"] = _rounded(recall_at(oracle, own, ks))
+    own = np.eye(len(cases), dtype=bool)
+
+    def recalls(scores: NDArray[np.float64]) -> dict[str, float | None]:
+        return {name: _rounded(value) for name, value in recall_at(scores, own).items()}
+
+    result: dict[str, Any] = {"gallery": len(cases), "record_oracle": recalls(record_scores([facts_of(case.findings) for case in cases]))}
     for name, held_out in (("training_styles", False), ("held_out_style", True)):
         draw = np.random.default_rng((seed, 9))
         layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.tokens)
         text = model.embed_text(layout).numpy()
-        result[name] = _rounded(recall_at(text @ reading.study.T, own, ks))
-    result["chance"] = {f"R@{k}": round(k / len(cases), 3) for k in (1, 5, 10)}
+        result[name] = recalls(text @ reading.study.T)
+    result["chance"] = recalls(np.zeros(own.shape))
     return result
 
 
@@ -176,6 +186,7 @@ def finish(
     test = of_split["test"]
     on_test = read_all(model, test)
     organs, lesions = dice_table(test)
+    table = called(test, on_test, calibrations)
     results: dict[str, Any] = {
         "cases": {split: len(part) for split, part in of_split.items()} | {"train_fine": sum(case.split == "train" for case in cases)},
         "minutes_on_two_cores": {name: round(value, 1) for name, value in minutes.items()},
@@ -183,8 +194,8 @@ def finish(
             "organ_dice": organs,
             "organ_dice_mean": round(float(np.mean([entry["dice"] for entry in organs.values()])), 3),
             "lesion_dice": lesions,
-            "findings": finding_table(test, on_test, calibrations),
-            "presence": presence_summary(test, on_test, calibrations),
+            "findings": finding_table(table, calibrations),
+            "presence": presence_summary(test, table),
             "retrieval_text_to_image": retrieval(model, tokenizer, test, on_test, settings, seed=seed),
             "answers": answers(model, tokenizer, test, seed=seed),
             "writing_perplexity": writing_perplexity(model, tokenizer, test, settings, seed=seed),
