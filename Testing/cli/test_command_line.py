@@ -219,6 +219,8 @@ def test_an_output_folder_with_other_content_is_refused_at_once(capsys: pytest.C
         ["search", "{}", "--text", "nodule"],
         ["review", "{}", "--out", "{}/site"],
         ["index", "{}", "--out", "{}/index"],
+        ["evaluate", "--cohort", "{}", "--out", "{}/out"],
+        ["evaluate", "--cohort", "{}", "--out", "{}/out", "--against", "{}"],
         ["models", "remove", "nobody"],
         ["models", "show", "nobody"],
         ["models", "add", "{}"],
@@ -228,7 +230,7 @@ def test_a_folder_that_does_not_exist_is_refused_in_words(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, random_bundle_folder: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("VELVETMED_DATA", str(tmp_path / "data"))
-    bundle = ["--bundle", str(random_bundle_folder)] if words[0] in ("ask", "ground", "search", "index") else []
+    bundle = ["--bundle", str(random_bundle_folder)] if words[0] in ("ask", "ground", "search", "index", "evaluate") else []
     refused(capsys, *(w.format(tmp_path / "secret_name") for w in words), *bundle)
     assert not (tmp_path / "secret_name").exists()
 
