@@ -97,9 +97,8 @@ def find(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ...]:
 def _find_one(finding: Finding, entry: FindingEntry, logit: float, evidence: Evidence) -> CaseFinding:
     unseen = evidence.out_of_view(finding)
     if not entry.assessed:
-        reason = f"not assessed by this model: {entry.reason}"
         beside = evidence.measure(finding) if finding.name in MEASURED and not unseen else None
-        return _not_assessed(finding, reason, beside)
+        return _not_assessed(finding, f"not assessed by this model: {entry.reason}", beside)
     if unseen:
         return _not_assessed(finding, unseen)
     probability = calibrated(entry, logit)
