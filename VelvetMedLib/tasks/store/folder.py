@@ -289,5 +289,7 @@ class FolderStore:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(connect(path)) as base:
+            base.execute("BEGIN IMMEDIATE")
             base.execute("CREATE TABLE IF NOT EXISTS places (volume TEXT PRIMARY KEY, place TEXT NOT NULL)")
             yield base
+            base.execute("COMMIT")
