@@ -161,3 +161,16 @@ def test_the_nearest_report_is_never_that_of_the_case_itself_or_its_twin(finishe
         assert text in {other.references["seen"] for other in outputs if other.group != one.group}
     alone = [one for one in outputs if one.group == outputs[0].group]
     assert nearest_reports(alone) == [""] * len(alone)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_model_of_vectors_alone_is_measured_by_what_it_can_do(
+    text: bool, colipri_bundles: Callable[..., Any], cohort: Path, tmp_path: Path
+) -> None:
+    figures = evaluate(colipri_bundles(text=text), cohort, tmp_path / "out")
+    parts = {name.split("/")[0] for name in figures}
+    assert not parts & {"segmentation", "report"} and ("retrieval" in parts) is text
+    assert figures["grounding/all/placed"].value == float(text) and figures["grounding/all/chance"].value is not None
+    assert (figures["findings/all/AUROC"].value is not None) is text and figures["findings/all/ECE"].value is None
+    page = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
+    assert "no probabilities" in page and "## Report" not in page

@@ -58,8 +58,8 @@ def draw_all(done: Evaluation, estimates: Mapping[str, Estimate], out: Path) -> 
         metrics = ["precision", "recall", "F1", "F1 with side", "F1 with size", "accuracy", "contradictions", "ROUGE-L"]
         figures["report.png"] = dots("Draft report", metrics, {n: [estimates[f"report/{n}/{m}"] for m in metrics] for n in writers})
     if pointed := parts(estimates, "grounding/"):
-        series = {"pointing": column("grounding", pointed, "pointing"), "chance": column("grounding", pointed, "chance")}
-        figures["grounding.png"] = dots("Pointing at findings", [_display(n) for n in pointed], series)
+        points = {metric: column("grounding", pointed, metric) for metric in ("pointing", "chance")}
+        figures["grounding.png"] = dots("Pointing at findings", [_display(n) for n in pointed], points)
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=110)
     return list(figures)
