@@ -1,11 +1,11 @@
 """COLIPRI's image encoder on a CPU: ours in half precision against the public package, in one run, as one JSON line.
 
-`python benchmarks/colipri_encode.py [--size quick|deep|block|released]`. Same weights, same input; every forward in a process of its own,
-the ways taking turns. quick: released widths and heads, 2 of 16 blocks, 1,728 of 13,824 cells; deep: all blocks on as many cells,
-for what rounding does on the whole way; block: one block at the released number of cells; released: all of it (minutes per forward on two cores, and 2.5 GB). Parity comes with it: in float32, and of the
-half-precision output against the package's float32 (cosine of the pooled and of every cell's vector). Ratios are of processor
-time, into which nothing enters that else runs on the machine. Beside them stand the rates of a matrix product here, and where our
-time goes. Needs the extra [colipri].
+`python benchmarks/colipri_encode.py [--size quick|deep|block|released]`. Same weights, same input; every forward in a process of its
+own, the ways taking turns. quick: released widths and heads, 2 of 16 blocks, 1,728 of 13,824 cells; deep: all blocks on as many
+cells, for what rounding does on the whole way; block: one block at the released number of cells; released: all of it (minutes per
+forward on two cores, and 2.5 GB). Parity comes with it: in float32, and of the half-precision output against the package's float32
+(cosine of the pooled and of every cell's vector). Ratios are of processor time, into which nothing enters that else runs on the
+machine. Beside them stand the rates of a matrix product here, and where our time goes. Needs the extra [colipri].
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def models(size: str) -> tuple[Any, ColipriModel, Tensor]:
 
     image, side = SIZES[size]
     config = ColipriConfig(image=image, text=None)
-    theirs = their_model(config, side)
+    theirs = their_model(config, side, sharp=False)
     with torch.device("meta"):
         ours = ColipriModel(config)
     ours.load_state_dict(their_state(theirs), assign=True)

@@ -36,12 +36,14 @@ def load_package() -> ModuleType:
 _operators: Any = None
 
 
-def their_model(config: Any, side: int | None = None) -> Any:
+def their_model(config: Any, side: int | None = None, *, sharp: bool = True) -> Any:
     """The package's model with the architecture of a `ColipriConfig`, random weights everywhere, in eval mode.
 
     The text encoder's shell comes from the same class that the package would load (BertModel, wrapped as a masked language
     model), because the package itself fetches it from a hub. side: of its input in voxels (its positions are made for one size
-    only); 4 cells unless given.
+    only); 4 cells unless given. sharp: queries and keys twice as wide, so that attention is far from uniform and texts and cells stay
+    far from one another: small inputs then tell a wrong computation from a right one. Over many blocks such weights also make much of
+    any rounding, the package's own in bf16 included, which trained ones must not.
     """
     load_package()
     import torch
@@ -74,8 +76,7 @@ def their_model(config: Any, side: int | None = None) -> Any:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                # Queries and keys wide, so that attention is far from uniform and texts and cells stay far from one another.
-                wide = 2.0 if any(part in name for part in ("q_proj", "k_proj", "query", "key", "in_proj")) else 1.0
+                wide = 2.0 if sharp and any(part in name for part in ("q_proj", "k_proj", "query", "key", "in_proj")) else 1.0
                 parameter.copy_(noise * wide / parameter[0].numel() ** 0.5)
             else:
                 middle = 0.3 if "gamma" in name else 1.0 if name.endswith("weight") else 0.0
