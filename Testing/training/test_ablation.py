@@ -206,6 +206,8 @@ def test_the_other_recipes_have_the_encoder_batch_and_optimiser_of_the_parts() -
     assert list(colipri.objectives(50)) == ["report_contrast", "report_generation", "opposite_sentences"]
     assert TEXT_CLEAN in colipri.inputs() and IMAGE_GLOBAL not in colipri.inputs()
     assert recipe_of("velvet", base) == recipe_of("everything", base)
+    with pytest.raises(UsageError, match="shared"):
+        colipri.with_(shared=(TEXT_CLEAN, "image.of_nobody"))
 
 
 def test_the_cells_that_have_landed_in_docs_belong_to_the_grid_of_today() -> None:
