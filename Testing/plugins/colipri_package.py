@@ -42,8 +42,8 @@ def their_model(config: Any, side: int | None = None, *, sharp: bool = True) -> 
     The text encoder's shell comes from the same class that the package would load (BertModel, wrapped as a masked language
     model), because the package itself fetches it from a hub. side: of its input in voxels (its positions are made for one size
     only); 4 cells unless given. sharp: queries and keys twice as wide, so that attention is far from uniform and texts and cells stay
-    far from one another: small inputs then tell a wrong computation from a right one. Over many blocks such weights also make much of
-    any rounding, the package's own in bf16 included, which trained ones must not.
+    far from one another, and a wrong computation from a right one. Over many blocks such weights also make much of any rounding, the
+    package's own in bf16 included.
     """
     load_package()
     import torch
