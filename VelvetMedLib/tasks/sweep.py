@@ -167,10 +167,11 @@ class _Sums:
         target = np.moveaxis(into_cxyz, axis + 1, 0)
         _, _, a, b = target.shape
         for plane in range(min(planes, len(target) - first)):
-            mean = self._values[plane, :a, :b].float() / self._total[plane, :a, :b, None]
+            scale = (255.0 if into_cxyz.dtype == np.uint8 else 1.0) / self._total[plane, :a, :b, None]
+            mean = self._values[plane, :a, :b].float() * scale
             if into_cxyz.dtype == np.uint8:
-                mean = (mean * 255.0 + 0.5).byte()
-            target[first + plane] = mean.permute(2, 0, 1).cpu().numpy()
+                mean = mean.add_(0.5).byte()
+            target[first + plane] = mean.flatten(0, 1).t().contiguous().reshape(-1, a, b).cpu().numpy()
         for sums in (self._values, self._total):
             kept = len(sums) - planes
             for plane in range(kept):
