@@ -22,6 +22,7 @@ from VelvetMedLib.evaluation.protocol import evaluate, load, nearest_reports
 from VelvetMedLib.reports import parse_report
 
 CASES = 5
+pytestmark = pytest.mark.timeout(900)  # half a minute on an idle core; on a crowded one the shared run alone took five minutes
 
 
 @pytest.fixture(scope="module")

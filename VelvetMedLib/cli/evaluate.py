@@ -37,7 +37,7 @@ def evaluate(options: Namespace, load_bundle: Callable[[Namespace], Bundle]) -> 
     if options.against is not None:
         found = compare(options.against, options.out, options.out)
         data["differences"] = [d.as_dict() for d in found if d.name in HEADLINES]
-        lines += ["", "Second minus first (first: --against):", *(f"{d.name:<55}{d.difference}" for d in found if d.name in HEADLINES)]
+        lines += ["", "Second minus first (first: --against):", *(f"{d.name:<55}{d}" for d in found if d.name in HEADLINES)]
     lines += ["", f"Read {options.out / PAGE}", RESEARCH_USE_ONLY]
     show.result(data | {"notice": RESEARCH_USE_ONLY}, "\n".join(lines), as_json=options.json)
 

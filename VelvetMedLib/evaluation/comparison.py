@@ -44,6 +44,10 @@ class Difference:
             return ""
         return "second" if ((self.difference.value or 0.0) > 0) != self.lower_is_better else "first"
 
+    def __str__(self) -> str:
+        apart = self.difference
+        return f"{apart.value:+.3f}" + ("" if apart.low is None else f" ({apart.low:+.3f} to {apart.high:+.3f})")
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self) | {"clear": self.clear, "better": self.better}
@@ -110,9 +114,7 @@ def as_markdown(found: Sequence[Difference], names: Sequence[str], of: Evaluatio
     rows = ["| figure | first | second | second − first (95 %) | clearly better |", "|---|---|---|---|---|"]
 
     def row(d: Difference) -> str:
-        apart = d.difference
-        told = f"{apart.value:+.3f}" + ("" if apart.low is None else f" ({apart.low:+.3f} to {apart.high:+.3f})")
-        return f"| {d.name}{' (lower is better)' if d.lower_is_better else ''} | {d.first:.3f} | {d.second:.3f} | {told} | {d.better} |"
+        return f"| {d.name}{' (lower is better)' if d.lower_is_better else ''} | {d.first:.3f} | {d.second:.3f} | {d} | {d.better} |"
 
     head = [row(d) for d in found if d.name in HEADLINES]
     others = [d for d in found if d.name not in HEADLINES]
