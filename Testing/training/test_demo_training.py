@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("sklearn")
 
 import train_demo
-from demo.calibrate import calibrate
+from demo.calibrate import FALSE_CALLS, calibrate
 from demo.data import crop, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
@@ -164,6 +164,17 @@ def test_too_few_cases_are_said_to_be_too_few() -> None:
     assert "too few" in calibrate(truth * 4, truth).reason
 
 
+def test_a_finding_is_called_in_few_of_the_cases_without_it_however_weak_it_is() -> None:
+    draw = np.random.default_rng(3)
+    truth = (np.arange(300) % 4 == 0).astype(float)
+    for shift in (0.0, 0.7, 3.0):
+        logit = draw.normal(size=300) + shift * truth
+        result = calibrate(logit, truth)
+        called = 1 / (1 + np.exp(-(result.slope * logit + result.bias))) >= result.present
+        assert called[truth == 0].mean() <= FALSE_CALLS
+        assert shift < 3 or called[truth == 1].mean() > 0.8
+
+
 def test_a_finding_that_is_told_gets_ordered_thresholds_and_ignores_unknown_states() -> None:
     draw = np.random.default_rng(0)
     truth = (draw.random(300) < 0.3).astype(float)
@@ -183,7 +194,8 @@ def test_the_line_keeps_its_options_and_their_values() -> None:
     options = vars(train_demo.parser().parse_args(["--cohort", "C", "--run", "R", "--out", "O"]))
     numbers = {name: value for name, value in options.items() if isinstance(value, int | float | str) and not isinstance(value, bool)}
     assert numbers == {
-        "fine_steps": 1800, "text_steps": 400, "global_steps": 80, "reader_steps": 300, "encode_cases": 1000, "test_cases": 160, "spacing_mm": 4.0,
+        "fine_steps": 1800, "text_steps": 400, "global_steps": 80, "reader_steps": 600, "encode_cases": 1000, "test_cases": 160,
+        "spacing_mm": 4.0,
         "processes": 2, "seed": 1, "until": "all",
     }  # fmt: skip
     assert set(options) - set(numbers) == {"cohort", "run", "out", "traceback"}

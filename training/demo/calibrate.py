@@ -15,6 +15,10 @@ CHANCE_MARGIN = 0.60
 """A finding is assessed only if the lower end of its 95 % interval of AUROC on validation is above this."""
 
 
+FALSE_CALLS = 0.05
+"""F0.5 alone, on two hundred cases, let a weak finding be called in every fifth healthy one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FindingCalibration:
     """probability = sigmoid(slope * logit + bias); below `absent` it is absent, from `present` on it is present."""
@@ -36,8 +40,8 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
     """Platt scaling and thresholds for one finding.
 
     truth: 1 present, 0 absent, NaN uncertain or not assessed (left out). The threshold for `present` is the one of
-    best F0.5 on validation (a finding that is not there weighs more than one that is missed); `absent` is where at most
-    one in ten of the truly present cases would be called absent.
+    best F0.5 on validation (a finding that is not there weighs more than one that is missed) among those that call at most
+    `FALSE_CALLS` of the truly absent cases present; `absent` is where at most one in ten of the truly present cases would be called absent.
     """
     known = np.isfinite(truth)
     score, label = logit[known], truth[known] > 0.5
@@ -58,7 +62,8 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
         called = probability >= threshold
         return 1.25 * float((called & label).sum()) / float(called.sum() + 0.25 * positives)
 
-    present = max(candidates, key=f_half)
+    quiet = [t for t in candidates if (probability >= t)[~label].mean() <= FALSE_CALLS]
+    present = max(quiet, key=f_half, default=float(np.nextafter(candidates[-1], 1)))
     absent = min(float(np.quantile(probability[label], 0.10)), float(present))
     told = low > CHANCE_MARGIN and slope > 0
     return FindingCalibration(

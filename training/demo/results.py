@@ -204,7 +204,7 @@ def finish(
     }
     config = BundleConfig(
         id="demo",
-        version="2",
+        version="3",
         recipe="demo (plain training; VELVET-Med encoder and TriBERT in their tiny settings)",
         licence="Apache-2.0; derived from LIDC-IDRI-0001 (CC BY 3.0), attribution in MODEL_CARD.md",
         training_data=TRAINING_DATA,
