@@ -20,8 +20,8 @@ from VelvetMedLib.reports.records import Side, State
 from VelvetMedLib.shapes import Triple
 
 DISAGREE = "the model and the measurement disagree"
-MEASURED_ORGANS = ("cardiothoracic_ratio", "liver_minus_spleen_hu", "craniocaudal_length_mm", "aortic_diameter_mm")
-"""Quantities that are measured on organs and not on what the lesion head found: they may contradict the model (`tasks.findings`)."""
+MEASURED = ("cardiomegaly", "hepatic_steatosis", "splenomegaly", "aortic_dilatation", "pleural_effusion")
+"""Findings whose measurement can contradict the model, in the analysis and here."""
 
 
 def state_by(probability: float, absent_below: float, present_from: float) -> State:
@@ -34,7 +34,7 @@ def state_by(probability: float, absent_below: float, present_from: float) -> St
 def set_thresholds(case: Case, name: str, absent_below: float, present_from: float, *, when: str | None = None) -> Case:
     """The model's finding of a name, judged anew from its stored probability by a person's thresholds.
 
-    A measurement of an organ that contradicts them outright still makes it uncertain, as in the analysis. Raises ValueError
+    A measurement that contradicts them outright still makes it uncertain, as in the analysis. Raises ValueError
     where the thresholds are not 0 <= absent_below <= present_from <= 1, or the finding has no probability.
     """
     if not 0.0 <= absent_below <= present_from <= 1.0:
@@ -165,11 +165,10 @@ def _of_model(case: Case, name: str) -> CaseFinding:
 
 def _tempered(finding: CaseFinding, machine_reason: str | None, state: State) -> tuple[State, str | None]:
     """A state and, where the measurement contradicts it, why it is uncertain (rule 2 and 3 of `tasks.findings`)."""
-    entry = ontology().finding(finding.name)
-    if entry.measure.quantity not in MEASURED_ORGANS:
+    if finding.name not in MEASURED:
         return state, None
     if finding.value is not None:
-        by_measure: State | None = entry.state_of(finding.value)
+        by_measure: State | None = ontology().finding(finding.name).state_of(finding.value)
     else:
         # A cut-off organ gives no value; that it was already beyond the threshold is what the reason then tells.
         by_measure = "present" if machine_reason == DISAGREE else None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from VelvetMedLib.bundle.config import FindingEntry, refuse
 from VelvetMedLib.case import CaseFinding
+from VelvetMedLib.case.overruling import DISAGREE, MEASURED
 from VelvetMedLib.reports import Finding, State, ontology
 from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 UNMEASURED = {"height_loss_fraction": "the loss of height and the level are not measured on the scan: the model alone says so"}
 """Quantities that no measurement on the fine view gives, and what is said beside the finding instead."""
-MEASURED = ("cardiomegaly", "hepatic_steatosis", "splenomegaly", "aortic_dilatation", "pleural_effusion")
-"""Findings whose measurement can contradict the model."""
 
 
 def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
@@ -74,12 +73,12 @@ def decide(finding: Finding, state: State, measured: Measured) -> tuple[State, s
     by_measure = finding.state_of(measured.value)
     if not measured.reliable:
         if by_measure == "present" and state == "absent":
-            return "uncertain", "the model and the measurement disagree"
+            return "uncertain", DISAGREE
         if by_measure != "present" and state != "present":
             return "not_assessed", "the structure is partly outside the field of view"
         return state, None
     if {state, by_measure} == {"present", "absent"}:
-        return "uncertain", "the model and the measurement disagree"
+        return "uncertain", DISAGREE
     return state, None
 
 
