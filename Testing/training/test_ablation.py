@@ -135,6 +135,7 @@ def test_two_rows_run_to_their_figures_and_the_table_shows_the_measured_cells_al
         ablation.main([*words(cohort, tmp_path / "third", "--anyway", "--docs", str(docs)), "--traceback", "--steps", "4"])
 
 
+@pytest.mark.slow
 def test_whole_recipes_compute_alike_go_on_from_the_grids_cells_and_stand_in_a_table_of_their_own(cohort: Path, tmp_path: Path) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs"
     asked = [word for row in RECIPES for word in ("--only", row.name)]

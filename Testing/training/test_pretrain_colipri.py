@@ -74,6 +74,7 @@ def test_a_scan_is_named_by_its_line_and_only_recipes_with_a_use_for_it_take_a_l
     assert "image_only" in read_manifest(manifest).quarantined[0].reason
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_scans_beside_its_pairs_goes_on_bit_for_bit_and_ends_in_encoders(folder: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ("--set", "optimiser.average_decay=0.9", "--set", "loop.validate_every=3", "--set", "drop_path=0.1")

@@ -52,6 +52,7 @@ def finished(studies_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
+@pytest.mark.slow
 def test_killed_after_a_step_it_goes_on_bit_for_bit(finished: Path, studies_folder: Path, tmp_path: Path) -> None:
     broken = line(studies_folder, tmp_path / "broken")
     assert start("step:3", broken) == [-signal.SIGKILL]
