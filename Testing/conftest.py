@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 # Fixtures that several rooms need; here because pytest wants this in the topmost conftest.
-pytest_plugins = ("Testing.plugins.bundles", "Testing.plugins.colipri_bundles", "Testing.plugins.postgres", "Testing.plugins.records", "Testing.plugins.studies")
+pytest_plugins = (
+    "Testing.plugins.bundles",
+    "Testing.plugins.colipri_bundles",
+    "Testing.plugins.postgres",
+    "Testing.plugins.records",
+    "Testing.plugins.studies",
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
