@@ -150,15 +150,20 @@ def write_case(folder: Path, case: SyntheticCase, record: Mapping[str, Any]) -> 
     os.replace(building, folder)
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Atomic, UTF-8, stable order."""
+def write_text(path: Path, text: str) -> None:
+    """Atomic, UTF-8, line feeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        # dumps, not dump: only the former encodes in C, ten times faster.
-        file.write(json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Atomic, UTF-8, stable order."""
+    # dumps, not dump: only the former encodes in C, ten times faster.
+    write_text(path, json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def load_case(folder: Path | str) -> CohortCase:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.cohorts.store import write_text
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.evaluation.bootstrap import Estimate, Measure, Weights, estimate, resamples
-from VelvetMedLib.evaluation.outputs import write_text
 from VelvetMedLib.evaluation.protocol import Evaluation, load
 
 COMPARISON = "comparison.json"

@@ -119,13 +119,6 @@ def write_output(out: Path, output: CaseOutput) -> None:
     write_json(case_file(out, output.case), output.as_dict())
 
 
-def write_text(path: Path, text: str) -> None:
-    """All or nothing, UTF-8."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-
-
 def read_outputs(out: Path | str) -> tuple[RunFacts, list[CaseOutput]]:
     """A finished run: its facts and its outputs in order of the cases' names. Raises UsageError."""
     out = Path(out)

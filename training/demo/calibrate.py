@@ -16,7 +16,7 @@ CHANCE_MARGIN = 0.60
 
 
 FALSE_CALLS = 0.05
-"""F0.5 alone, on two hundred cases, let a weak finding be called in every fifth healthy one."""
+"""F0.5 alone, fitted to two hundred cases, called two weak findings in 36 % and 46 % of the held-out cases without them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Stage 2: the text encoder learns to read before any image is shown to it: which findings a text affirms, and which it denies.
 
-Contrast with images alone left it at a tenth of the way: with all findings written out in every report, a regression on its vectors told
-them apart with an AUROC of 0.76 after the whole training. Single sentences are read first and cost little; reports are made of them.
+Contrast with images did not teach it: after a whole training without this stage a regression on its vectors told the findings of held-out
+reports apart with a mean AUROC of 0.76, where the parser, reading the same words, has 1.00. Single sentences are short and cost little;
+reports are made of them.
 """
 
 from __future__ import annotations
