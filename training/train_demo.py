@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from commandline import add_seed, add_traceback, begin, carry_out, new_parser
 
-FINE_STEPS, TEXT_STEPS, GLOBAL_STEPS, READER_STEPS = 1800, 400, 80, 600
+FINE_STEPS, TEXT_STEPS, GLOBAL_STEPS, READER_STEPS = 4200, 400, 80, 600
 STAGES = ("fine", "encode", "text", "global", "reader", "all")
 NEEDED = ("sklearn", "jinja2")
 

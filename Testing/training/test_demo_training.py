@@ -10,11 +10,12 @@ pytest.importorskip("sklearn")
 
 import train_demo
 from demo.calibrate import calibrate
-from demo.data import crop, split_of
+from demo.data import between, crop, nearest, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
 from demo.losses import cells_term, findings_term, lesion_loss, organ_loss, prompt_term
 from demo.texts import groups_of_texts, pack_rows
+from scipy.ndimage import map_coordinates
 
 from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.tasks.views import GlobalView
@@ -30,6 +31,16 @@ def slow_organ_loss(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) 
             hit = (weight * probability[:, c])[own].sum()
             dice.append((2 * hit + 1) / ((weight * probability[:, c]).sum() + weight[own].sum() + 1))
     return float(cross_entropy + (1 - np.mean(dice) if dice else 0))
+
+
+def test_a_zoomed_crop_is_trilinear_in_hu_and_nearest_in_labels_with_air_around() -> None:
+    draw = np.random.default_rng(0)
+    hu = draw.normal(0, 300, (9, 8, 7)).astype(np.int16)
+    place = [start + step * np.arange(n) for start, step, n in ((-2.3, 1.2, 10), (0.4, 0.8, 6), (3.0, 1.0, 8))]
+    points = np.stack(np.meshgrid(*place, indexing="ij"))
+    around = np.pad(hu.astype(np.float32), 9, constant_values=-1024)
+    assert between(hu, place, -1024) == pytest.approx(map_coordinates(around, points + 9, order=1), abs=1e-2)
+    assert np.array_equal(nearest(hu, place, -1024), around[tuple(np.floor(points + 9.5).astype(int))])
 
 
 def test_organ_loss_equals_the_slow_definition_in_float64() -> None:
@@ -194,7 +205,7 @@ def test_the_line_keeps_its_options_and_their_values() -> None:
     options = vars(train_demo.parser().parse_args(["--cohort", "C", "--run", "R", "--out", "O"]))
     numbers = {name: value for name, value in options.items() if isinstance(value, int | float | str) and not isinstance(value, bool)}
     assert numbers == {
-        "fine_steps": 1800, "text_steps": 400, "global_steps": 80, "reader_steps": 600, "encode_cases": 1000, "test_cases": 160,
+        "fine_steps": 4200, "text_steps": 400, "global_steps": 80, "reader_steps": 600, "encode_cases": 1000, "test_cases": 160,
         "spacing_mm": 4.0,
         "processes": 2, "seed": 1, "until": "all",
     }  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.cohorts import load_case, read_cohort
 from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.reports import FindingRecord, ontology
+from VelvetMedLib.shapes import IntTriple
 
 SPLITS = ("train", "val", "test")
 LESION_CHANNELS = len(ontology().lesions)
@@ -118,13 +120,34 @@ def prepare(cohort: Path, out: Path, *, processes: int) -> list[PreparedCase]:
     ]
 
 
-def crop(array_xyz: NDArray[Any], start: NDArray[np.int64], shape: tuple[int, int, int], fill: int) -> NDArray[Any]:
+def crop(array_xyz: NDArray[Any], start: Sequence[int] | NDArray[np.int64], shape: IntTriple, fill: int) -> NDArray[Any]:
     """The box [start, start + shape); what lies outside the array is `fill`."""
-    result = np.full(shape, fill, array_xyz.dtype)
-    low = np.maximum(start, 0)
-    high = np.minimum(start + shape, array_xyz.shape)
-    if np.all(high > low):
-        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        target = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
-        result[target] = array_xyz[source]
+    return _taken(array_xyz, [first + np.arange(n) for first, n in zip(start, shape, strict=True)], fill)
+
+
+Places: TypeAlias = Sequence[NDArray[np.float64]]
+"""Per axis, ascending: where the voxels of a crop lie, in voxels of the case."""
+
+
+def nearest(array_xyz: NDArray[Any], place: Places, fill: int) -> NDArray[Any]:
+    """The voxels nearest to the places; what lies outside the array is `fill`."""
+    return _taken(array_xyz, [np.floor(p + 0.5).astype(np.int64) for p in place], fill)
+
+
+def between(array_xyz: NDArray[Any], place: Places, fill: int) -> NDArray[np.float32]:
+    """Trilinear values at the places, as float32; what lies outside the array is `fill`."""
+    below = [np.floor(p).astype(np.int64) for p in place]
+    # One box of all voxels that are needed, then axis after axis.
+    values = _taken(array_xyz, [np.arange(b[0], b[-1] + 2) for b in below], fill).astype(np.float32)
+    for axis, (p, b) in enumerate(zip(place, below, strict=True)):
+        weight = (p - b).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        low, high = values.take(b - b[0], axis), values.take(b - b[0] + 1, axis)
+        values = low + weight * (high - low)
+    return values
+
+
+def _taken(array_xyz: NDArray[Any], index: Sequence[NDArray[np.int64]], fill: int) -> NDArray[Any]:
+    result = np.full([len(i) for i in index], fill, array_xyz.dtype)
+    inside = [(i >= 0) & (i < n) for i, n in zip(index, array_xyz.shape, strict=True)]
+    result[np.ix_(*inside)] = array_xyz[np.ix_(*(i[ok] for i, ok in zip(index, inside, strict=True)))]
     return result

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demo.data import PreparedCase, crop
+from demo.data import PreparedCase, between, nearest
 from demo.losses import lesion_loss, organ_loss
 from demo.stages import train_stage
 from VelvetMedLib.engine.randomness import generator
@@ -30,12 +30,17 @@ AIR_HU = -1024
 
 @dataclass(frozen=True, kw_only=True)
 class FineSettings(Settings):
-    """crop_voxels: (x, y, z). least_share: of the commonest class's voxels that the losses look at. windows_hu: of the `fine` view."""
+    """crop_voxels: (x, y, z). least_share: of the commonest class's voxels that the losses look at. windows_hu: of the `fine` view.
+
+    zoom, axis_zoom: bodies are shown from 1/zoom to zoom times their size, each axis from 1/axis_zoom to axis_zoom times that.
+    """
 
     steps: int
     crop_voxels: IntTriple = (80, 64, 64)
-    lesion_weight: float = 0.25
+    lesion_weight: float = 0.4
     least_share: float = 0.12
+    zoom: float = 1.15
+    axis_zoom: float = 1.1
     windows_hu: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0), (-160.0, 240.0))
     optimiser: OptimiserSettings = field(
         default_factory=lambda: OptimiserSettings(
@@ -85,26 +90,29 @@ class CropMaker:
 
     def cut(self, case: PreparedCase, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """(HU, organ labels, lesion bits, chance) of one crop."""
-        shape = self.settings.crop_voxels
-        slack = np.array(case.hu_xyz.shape) - shape
+        shape = np.array(self.settings.crop_voxels)
+        # Voxels of the case that one voxel of the crop spans: other people are of other sizes than those of the cohort.
+        span = np.exp(draw.uniform(-1, 1) * np.log(self.settings.zoom) + draw.uniform(-1, 1, 3) * np.log(self.settings.axis_zoom))
+        slack = np.rint(np.array(case.hu_xyz.shape) - shape * span).astype(np.int64)
         low, high = np.minimum(slack, 0), np.maximum(slack, 0)
         start = draw.integers(low, high + 1)
         if case.lesion_points and draw.random() < 0.5:
             channel = draw.choice(sorted(case.lesion_points))
             candidates = case.lesion_points[int(channel)]
             centre = candidates[int(draw.integers(len(candidates)))]
-            jitter = draw.integers(-np.array(shape) // 4, np.array(shape) // 4 + 1)
-            start = np.clip(centre - np.array(shape) // 2 + jitter, low, high)
-        hu = crop(case.hu_xyz, start, shape, AIR_HU).astype(np.float32)
+            jitter = draw.integers(-shape // 4, shape // 4 + 1)
+            start = np.clip(np.rint(centre + (jitter - shape / 2) * span).astype(np.int64), low, high)
+        place = [origin + (np.arange(n) + 0.5) * s - 0.5 for origin, n, s in zip(start, shape, span, strict=True)]
+        hu = between(case.hu_xyz, place, AIR_HU)
         # Jitter wider than the spread between scanners, so that the offset of one study means nothing.
         hu = (hu - AIR_HU) * draw.uniform(0.97, 1.03) + AIR_HU + draw.normal(0, 8)
         if draw.random() < 0.3:
-            hu += draw.normal(0, draw.uniform(4, 25), shape).astype(np.float32)
+            hu += draw.normal(0, draw.uniform(4, 25), self.settings.crop_voxels).astype(np.float32)
         return (
             np.clip(hu, AIR_HU, 3071).astype(np.int16),
-            crop(case.organs_xyz, start, shape, 0),
-            crop(case.lesion_bits_xyz, start, shape, 0),
-            draw.random(shape, dtype=np.float32),
+            nearest(case.organs_xyz, place, 0),
+            nearest(case.lesion_bits_xyz, place, 0),
+            draw.random(self.settings.crop_voxels, dtype=np.float32),
         )
 
 
