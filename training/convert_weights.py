@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from VelvetMedLib.bundle.store import file_sha256, tensor_table
+from VelvetMedLib.bundle.store import tensor_table
 from VelvetMedLib.errors import VelvetMedError
+from VelvetMedLib.files import file_sha256
 from VelvetMedLib.models.swin import from_monai, relative_index
 from VelvetMedLib.models.text import ReportTokenizer, special_tokens
 from VelvetMedLib.models.tribert import TriBert, TriBertConfig, load_bert_weights

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from VelvetMedLib import __version__
-from VelvetMedLib.bundle.store import file_sha256, tensor_table
+from VelvetMedLib.bundle.store import tensor_table
 from VelvetMedLib.errors import BundleError
+from VelvetMedLib.files import file_sha256
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.tribert import TriBert, TriBertConfig, load_bert_weights

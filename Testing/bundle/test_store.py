@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from VelvetMedLib.bundle import load_bundle, verify_bundle
-from VelvetMedLib.bundle.store import file_sha256
 from VelvetMedLib.errors import BundleError
+from VelvetMedLib.files import file_sha256
 
 
 @pytest.fixture

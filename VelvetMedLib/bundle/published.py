@@ -15,8 +15,9 @@ from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle import download
 from VelvetMedLib.bundle.catalogue import Entry, entry_of, user_folder
 from VelvetMedLib.bundle.config import COLIPRI, BundleConfig, CropViewConfig, ViewsConfig, ZeroShotConfig, refuse
-from VelvetMedLib.bundle.store import PICKLED_ENDINGS, file_sha256, put_folder, save_bundle, tensor_table
+from VelvetMedLib.bundle.store import PICKLED_ENDINGS, put_folder, save_bundle, tensor_table
 from VelvetMedLib.errors import DownloadError, UsageError
+from VelvetMedLib.files import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,6 +26,7 @@ from VelvetMedLib.bundle.config import (
     refuse,
 )
 from VelvetMedLib.errors import VelvetMedError
+from VelvetMedLib.files import file_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,12 +61,6 @@ class Bundle:
         views = json.loads(self.config.to_json())["views"]
         relevant = {"weights": self.weights_sha256, "views": views, "lesions": self.config.lesion_thresholds}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_config(folder: Path) -> BundleConfig:

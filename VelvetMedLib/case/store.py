@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from VelvetMedLib.case.geometry import Geometry, affine_of
 from VelvetMedLib.case.markdown import report_markdown
 from VelvetMedLib.case.schema import SCHEMA_VERSION, Case
 from VelvetMedLib.errors import CaseError, ScanError
+from VelvetMedLib.files import file_sha256, flush_folder, write_text
 from VelvetMedLib.shapes import LabelsKJI
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ def write_case(
         if encoding_path is not None:
             shutil.copyfile(encoding_path, building / ENCODING)
         written = replace(case, files={p.name: _seal(p) for p in sorted(building.iterdir())})
-        _write_text(building / REPORT, report_markdown(written))
-        _write_text(building / CASE_JSON, case_to_json(written))
-        sync_folder(building)
+        write_text(building / REPORT, report_markdown(written))
+        write_text(building / CASE_JSON, case_to_json(written))
         _swap_in(building, target)
     return written
 
@@ -100,13 +99,7 @@ def update_case(folder: Path | str, case: Case) -> Case:
     written = replace(case, files=read_case(target).files)
     with _in_words():
         for name, text in ((CASE_JSON, case_to_json(written)), (REPORT, report_markdown(written))):
-            part = target / f".{name}.{os.getpid()}.{os.urandom(4).hex()}.part"
-            try:
-                _write_text(part, text)
-                os.replace(part, target / name)
-            finally:
-                part.unlink(missing_ok=True)
-        sync_folder(target)
+            write_text(target / name, text)
     return written
 
 
@@ -154,7 +147,7 @@ def read_segmentation(folder: Path | str) -> tuple[LabelsKJI, Grid]:
             expected="a case that was written with its segmentation",
             next_step="Analyze the scan again.",
         )
-    if _sha256(path) != seal.get("sha256"):
+    if file_sha256(path) != seal.get("sha256"):
         raise CaseError(
             "The segmentation of the case was changed after it was written.",
             found="another sha256 than case.json records",
@@ -210,30 +203,7 @@ def _check_name(name: str) -> None:
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names durable where the system can (directories cannot be opened on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
 @contextmanager
@@ -268,7 +238,7 @@ def _swap_in(building: Path, target: Path) -> None:
     except OSError:
         _recover(target)
         raise
-    sync_folder(target.parent)
+    flush_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

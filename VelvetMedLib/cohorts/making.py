@@ -23,11 +23,11 @@ from VelvetMedLib.cohorts.store import (
     case_record,
     read_cohort,
     write_case,
-    write_json,
 )
 from VelvetMedLib.cohorts.synthetic import assessable_findings, make_case
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.errors import CohortError
+from VelvetMedLib.files import write_json
 
 PLAN = "cohort.plan.json"
 Progress = Callable[[float, str, float | None], None]
@@ -112,7 +112,7 @@ def make_cohort(
         if cancel is not None:
             cancel()
     manifest = {**plan, "disclaimer": RESEARCH_USE_ONLY, "attribution": ATTRIBUTION, "cases": entries}
-    write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest, indent=None)
     (out / PLAN).unlink(missing_ok=True)
     cohort = read_cohort(out)
     if sheet:
@@ -148,7 +148,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     elif any(out.iterdir()):
         found = "other files"
     else:
-        write_json(out / PLAN, plan)
+        write_json(out / PLAN, plan, indent=None)
         return
     raise CohortError(
         "The cohort cannot be written into the given folder.",

@@ -19,6 +19,7 @@ from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.cohorts.synthetic import SyntheticCase
 from VelvetMedLib.ct import Volume, write_nifti
 from VelvetMedLib.errors import CohortError
+from VelvetMedLib.files import write_json
 from VelvetMedLib.reports.prose import ALL_STYLES, ProseSection, write_report
 from VelvetMedLib.reports.questions import make_questions
 from VelvetMedLib.reports.records import FindingRecord
@@ -145,25 +146,9 @@ def write_case(folder: Path, case: SyntheticCase, record: Mapping[str, Any]) -> 
     write_nifti(building / "ct.nii.gz", case.volume.voxels_kji, affine)
     write_nifti(building / "organs.nii.gz", case.organs_kji, affine)
     write_nifti(building / "lesions.nii.gz", case.lesions_kji, affine)
-    write_json(building / RECORD, record)
+    write_json(building / RECORD, record, indent=None)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(building, folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomic, UTF-8, line feeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Atomic, UTF-8, stable order."""
-    # dumps, not dump: only the former encodes in C, ten times faster.
-    write_text(path, json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def load_case(folder: Path | str) -> CohortCase:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.ct.geometry import Grid
+from VelvetMedLib.files import replacing
 from VelvetMedLib.shapes import Affine, ArrayKJI
 
 _WRITTEN = {np.dtype(t): code for code, t in ((2, "u1"), (256, "i1"), (4, "i2"), (512, "u2"), (8, "i4"), (768, "u4"), (16, "f4"))}
@@ -69,20 +67,6 @@ def write_nifti(path: Path | str, array_kji: ArrayKJI, ijk_to_ras: Affine | Grid
         else:
             raw.write(header)
             raw.write(data.data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under `path` only when the block ends well: temporary name beside it, flush, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
-    try:
-        with temporary.open("xb") as raw:
-            yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _quaternion(rotation: Affine) -> tuple[float, float, float]:

@@ -20,8 +20,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from VelvetMedLib.engine.files import disk_error, file_sha256, flush_file, flush_folder, put_folder, read_json, write_json
+from VelvetMedLib.engine.files import disk_error, put_folder
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import file_sha256, flush_file, flush_folder, read_json, write_json
 
 FORMAT_VERSION = 1
 MARK = "state.json"

@@ -1,8 +1,7 @@
-"""Files that survive a kill: written under a new name, flushed to the disk, then renamed."""
+"""Folders of a run that survive a kill, a full disk in words, and what differs between two records."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,57 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from VelvetMedLib.errors import TrainingError
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def flush_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until a folder's names are on the disk. Windows cannot, and orders its renames itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """All or nothing, UTF-8, line ends as given."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """All or nothing, stable order of keys as given."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no readable one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+from VelvetMedLib.files import flush_folder
 
 
 def put_folder(new: Path, target: Path, aside: Path) -> None:

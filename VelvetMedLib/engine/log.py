@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from VelvetMedLib.engine.files import write_text
+from VelvetMedLib.files import write_text
 
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "training_curves.png"

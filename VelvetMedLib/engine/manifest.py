@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from VelvetMedLib.engine.files import write_text
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import write_text
 from VelvetMedLib.reports import split_sections, split_sentences
 
 SPLITS = ("train", "val", "test")

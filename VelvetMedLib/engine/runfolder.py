@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import VelvetMedLib
-from VelvetMedLib.engine.files import differences, read_json, write_json
+from VelvetMedLib.engine.files import differences
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import read_json, write_json
 from VelvetMedLib.recipes.parts import FREE_ON_RESUME
 
 RUN_FILE = "run.json"

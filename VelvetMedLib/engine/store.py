@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from VelvetMedLib.ct import read
 from VelvetMedLib.ct.views import fine_view, global_view
-from VelvetMedLib.engine.files import flush_file, read_json, write_json
 from VelvetMedLib.engine.manifest import SPLITS, Quarantined, Study
 from VelvetMedLib.errors import TrainingError, VelvetMedError
+from VelvetMedLib.files import flush_file, read_json, write_json
 from VelvetMedLib.recipes.parts import ViewSettings
 from VelvetMedLib.shapes import Triple
 

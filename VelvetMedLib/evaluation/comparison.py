@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
-from VelvetMedLib.cohorts.store import write_text
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.evaluation.bootstrap import Estimate, Measure, Weights, estimate, resamples
 from VelvetMedLib.evaluation.protocol import Evaluation, load
+from VelvetMedLib.files import write_text
 
 COMPARISON = "comparison.json"
 LOWER_IS_BETTER = ("ECE", "contradictions", "contradicts itself", "hallucinations per normal case", "seconds per case")

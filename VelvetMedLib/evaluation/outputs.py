@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from VelvetMedLib.cohorts.store import write_json
 from VelvetMedLib.errors import UsageError
+from VelvetMedLib.files import write_json
 from VelvetMedLib.reports import FindingRecord
 
 FORMAT_VERSION = 1
@@ -116,7 +116,7 @@ def case_file(out: Path, case: str) -> Path:
 
 def write_output(out: Path, output: CaseOutput) -> None:
     """All or nothing."""
-    write_json(case_file(out, output.case), output.as_dict())
+    write_json(case_file(out, output.case), output.as_dict(), indent=None)
 
 
 def read_outputs(out: Path | str) -> tuple[RunFacts, list[CaseOutput]]:

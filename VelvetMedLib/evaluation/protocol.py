@@ -12,11 +12,11 @@ import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.cohorts.options import stream
-from VelvetMedLib.cohorts.store import write_text
 from VelvetMedLib.evaluation import answers, findings, grounding, reports, retrieval, segmentation, wording
 from VelvetMedLib.evaluation.bootstrap import DRAWS, Estimate, Measure, estimate, ratio, resamples
 from VelvetMedLib.evaluation.findings import FindingTable
 from VelvetMedLib.evaluation.outputs import METRICS, CaseOutput, RunFacts, read_outputs, vectors
+from VelvetMedLib.files import write_text
 from VelvetMedLib.reports import FindingRecord, parse_report, render, write_report
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from VelvetMedLib.errors import DownloadError, UsageError, VelvetMedError
-from VelvetMedLib.exports.files import write_atomically
+from VelvetMedLib.files import write_bytes
 
 PACKAGE = "@niivue/niivue"
 VERSION = "0.69.0"
@@ -90,7 +90,7 @@ def fetch(dest: Path | None = None) -> Path:
             next_step="Try again; if it happens twice, the npm registry or a proxy in between serves another file.",
         )
     dest.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(dest, script)
+    write_bytes(dest, script)
     return dest
 
 

@@ -16,8 +16,8 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.exports import niivue as viewer
 from VelvetMedLib.exports import pages
 from VelvetMedLib.exports.embed import PageImages, page_images
-from VelvetMedLib.exports.files import write_atomically
 from VelvetMedLib.exports.view import case_summary, case_view
+from VelvetMedLib.files import write_bytes
 
 Progress: TypeAlias = Callable[[float, str, float | None], None]
 
@@ -117,4 +117,4 @@ def _write(path: Path, html: str) -> None:
             expected=f"at most {MAX_PAGE_BYTES / 1e6:.0f} MB",
             next_step="Report this with the size of the scan; the case itself is unharmed.",
         )
-    write_atomically(path, data)
+    write_bytes(path, data)

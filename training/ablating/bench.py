@@ -11,7 +11,7 @@ from pretraining.plan import vocabulary
 
 from ablating.computing import Work, equal_work
 from ablating.grid import WHOLE, AblationSettings, Cell, recipe_of
-from VelvetMedLib.engine.files import read_json
+from VelvetMedLib.files import read_json
 from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.recipes.velvet import VelvetRecipe
 

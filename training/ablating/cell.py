@@ -22,11 +22,11 @@ from ablating.bench import RESULT, Bench
 from ablating.grid import Cell
 from ablating.labels import lesion_figures, lesion_task, organ_figures, organ_task, segmentation_settings
 from ablating.measure import measured, trained
-from VelvetMedLib.engine.files import read_json, write_json
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.runfolder import code_state
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.segmentation import StructureScore
+from VelvetMedLib.files import read_json, write_json
 
 SPENT = "spent.json"
 DONE, SET_ASIDE, STOPPED = "done", "set aside", "stopped"

@@ -12,11 +12,11 @@ from pretraining.cohort import cohort_entries
 
 from ablating.grid import AblationSettings
 from VelvetMedLib.cohorts.store import RECORD
-from VelvetMedLib.engine.files import write_text
 from VelvetMedLib.engine.manifest import write_manifest
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.records import Facts, facts_of
+from VelvetMedLib.files import write_text
 from VelvetMedLib.reports import FindingRecord, ontology
 
 TRUTH = {"present": 1.0, "absent": 0.0}

@@ -15,11 +15,11 @@ from ablating.grid import FREE, AblationSettings, Cell, chosen_cells, grid_cells
 from ablating.measure import OWN, stands_clear
 from ablating.plan import costs, plan_lines, timings
 from ablating.table import TABLE, landed, publish
-from VelvetMedLib.engine.files import read_json, write_json
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.runfolder import RunFolder
 from VelvetMedLib.engine.trainer import STOPPED as EXIT_STOPPED
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import read_json, write_json
 from VelvetMedLib.recipes.velvet import VelvetRecipe
 
 TIMINGS = "timings.json"

@@ -14,9 +14,9 @@ from ablating.grid import BY_NAME, RECIPES, WHOLE
 from ablating.labels import LESIONS
 from ablating.measure import EQUAL, OWN
 from VelvetMedLib import RESEARCH_USE_ONLY
-from VelvetMedLib.engine.files import read_json, write_text
 from VelvetMedLib.engine.runfolder import differences
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import read_json, write_text
 
 TABLE, PLOT, CELLS = "ablation.md", "ablation.png", "ablation.json"
 RECIPES_PLOT = "ablation-recipes.png"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.cohorts import load_case, read_cohort
-from VelvetMedLib.engine.files import write_json
+from VelvetMedLib.files import write_json
 from VelvetMedLib.reports import FindingRecord, ontology
 from VelvetMedLib.shapes import IntTriple
 

@@ -18,8 +18,8 @@ from demo.data import LESION_CHANNELS, PreparedCase, seconds_spent
 from VelvetMedLib.bundle.config import BundleConfig, LesionEntry
 from VelvetMedLib.bundle.store import Bundle
 from VelvetMedLib.ct import Grid, Volume
-from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import write_json
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
 from VelvetMedLib.tasks.encoder import fine_part

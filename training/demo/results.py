@@ -22,13 +22,13 @@ from demo.sample import dice_on_sample
 from demo.texts import TextSettings, TextSource, finding_targets
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
-from VelvetMedLib.engine.files import write_json
 from VelvetMedLib.evaluation import findings
 from VelvetMedLib.evaluation.bootstrap import estimate, resamples
 from VelvetMedLib.evaluation.findings import FindingTable
 from VelvetMedLib.evaluation.probe import LEAST_POSITIVES
 from VelvetMedLib.evaluation.records import facts_of, record_scores
 from VelvetMedLib.evaluation.retrieval import recall_at
+from VelvetMedLib.files import write_json
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology

@@ -18,9 +18,9 @@ from demo.results import finish
 from demo.stages import StoppedOnRequest
 from demo.text_stage import ReadingSettings, train_text
 from demo.texts import corpus
-from VelvetMedLib.engine.files import write_json, write_text
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.trainer import STOPPED
+from VelvetMedLib.files import write_json, write_text
 from VelvetMedLib.models.decoder import DecoderConfig
 from VelvetMedLib.models.fine import FineConfig
 from VelvetMedLib.models.reader import FindingsHeadConfig, ReaderConfig

@@ -21,7 +21,6 @@ from finetuning.tasks import SegmentationTask, with_splits
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.ct import read_labels, resample_labels, write_nifti
 from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.files import write_json, write_text
 from VelvetMedLib.engine.loader import loaders
 from VelvetMedLib.engine.manifest import Quarantined
 from VelvetMedLib.engine.processes import Processes
@@ -31,6 +30,7 @@ from VelvetMedLib.engine.sampler import StepSampler
 from VelvetMedLib.engine.trainer import Trainer
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.segmentation import StructureScore, as_markdown, as_records, mean_dice, score_case, summarise
+from VelvetMedLib.files import write_json, write_text
 from VelvetMedLib.models.image_encoders import Segmenter, segmenter, take_over
 
 RESULTS, TABLE, QUARANTINE = "results.json", "results.md", "quarantine.jsonl"

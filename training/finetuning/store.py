@@ -29,9 +29,9 @@ from finetuning.coding import Coded, Coding
 from finetuning.settings import DataSettings
 from finetuning.tasks import CaseFiles, SegmentationTask
 from VelvetMedLib.ct import Grid, ras_grid, read, read_labels, resample, resample_labels
-from VelvetMedLib.engine.files import flush_file, read_json, write_json
 from VelvetMedLib.engine.manifest import Quarantined
 from VelvetMedLib.errors import TrainingError, VelvetMedError
+from VelvetMedLib.files import flush_file, read_json, write_json
 
 STORE_VERSION = 1
 MARK = "case.json"

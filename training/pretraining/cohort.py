@@ -12,13 +12,13 @@ from demo.data import split_of
 from pretraining.vocabulary import learn_vocabulary
 from VelvetMedLib.cohorts import read_cohort
 from VelvetMedLib.engine.data import Quarantine
-from VelvetMedLib.engine.files import write_text
 from VelvetMedLib.engine.manifest import Manifest, Quarantined, Study, full_text, read_manifest, write_manifest
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.store import StoredStudy, open_store, prepare
 from VelvetMedLib.engine.texts import sentences_of
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.records import record_word
+from VelvetMedLib.files import write_text
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.recipes.base import Recipe
 from VelvetMedLib.reports import STYLES, FindingRecord

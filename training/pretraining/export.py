@@ -14,9 +14,10 @@ from torch import Tensor
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, FindingEntry, FineViewConfig, GlobalViewConfig, ViewsConfig
-from VelvetMedLib.engine.files import file_sha256, put_folder, read_json, write_json, write_text
+from VelvetMedLib.engine.files import put_folder
 from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.errors import TrainingError
+from VelvetMedLib.files import file_sha256, read_json, write_json, write_text
 from VelvetMedLib.models.image_encoders import find_encoder
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pretraining.cohort import TOKENIZER
 from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.files import read_json
 from VelvetMedLib.engine.runfolder import RUN_FILE
 from VelvetMedLib.errors import TrainingError, UsageError
+from VelvetMedLib.files import read_json
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pretraining.run import Options, batch_maker, new_learner, open_data
 from probing.features import POOLS, StudyVectors, study_vectors
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.files import read_json, write_text
 from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.probe import FindingProbe, ProbeSplit, as_markdown, as_records, linear_probe, macro_auroc
+from VelvetMedLib.files import read_json, write_text
 from VelvetMedLib.models.t3d import T3dModel
 from VelvetMedLib.recipes.t3d import T3dRecipe
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY
-from VelvetMedLib.case.store import sync_folder
+from VelvetMedLib.files import flush_folder
 from VelvetMedLib.tasks.store.base import FORMAT_VERSION, Facts, damaged, foreign_version, refuse
 
 MARK = "index.json"
@@ -60,7 +60,7 @@ def make_folder(folder: Path, facts: Facts) -> None:
         if folder.exists():
             folder.rmdir()
         os.replace(new, folder)
-    sync_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
 def connect(path: Path) -> sqlite3.Connection:
