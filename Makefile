@@ -12,6 +12,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= screenshots
+# make demo-model: the cohort, the run that can be taken up again, the finished bundle; PROXY=1 for a quarter of an hour.
+COHORT ?= demo-model/cohort
+RUN ?= demo-model/run
+BUNDLE ?= demo-model/bundle
+CASES ?= 2600
+PROXY ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -24,7 +30,7 @@ DEV := $(VENV)/.stamp-dev-$(KEY)
 ORACLES := $(VENV)/.stamp-oracles-$(KEY)
 NIIVUE := $(VENV)/share/velvetmed/niivue.umd.js
 
-.PHONY: help setup setup-dev oracles niivue system-packages demo test test-all lint bench screenshots cmake-lists catalogue clean
+.PHONY: help setup setup-dev oracles niivue system-packages demo demo-model test test-all lint bench screenshots cmake-lists catalogue clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -80,6 +86,11 @@ demo: setup ## sample scan in, reviewed case out; prints the page to open
 	@echo "Research use only. Not for clinical use."
 	@echo "Open this page in a browser: $(CURDIR)/demo/site/index.html"
 
+demo-model: setup-dev ## train the model that the demo uses, on a synthetic cohort; goes on where it was stopped
+	@test -f "$(COHORT)/cohort.json" || $(VENV)/bin/velvetmed cohort make --cases $(CASES) --seed 1 --out "$(COHORT)"
+	@$(PY) training/demo_model.py --cohort "$(COHORT)" --run "$(RUN)" --out "$(BUNDLE)" $(if $(PROXY),--proxy)
+	@echo "Research use only. The model card: $(BUNDLE)/MODEL_CARD.md"
+
 test: setup-dev system-packages ## the tests that take minutes
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
@@ -106,4 +117,4 @@ catalogue: ## write VelvetMed.json for the extensions index: make catalogue REPO
 	@sed 's|@VelvetMed_REPOSITORY_URL@|$(REPOSITORY_URL)|' VelvetMed.json.in > VelvetMed.json
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) demo build dist screenshots *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo demo-model build dist screenshots *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

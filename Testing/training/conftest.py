@@ -1,4 +1,4 @@
-"""The training scripts import their siblings by folder, as `python training/train_demo.py` does; and the packaged MiniLM weights."""
+"""The training scripts import their siblings by folder, as `python training/demo_model.py` does; and the packaged MiniLM weights."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import commandline
+import demo_model
 import pytest
-import train_demo
 from commandline import PROBLEM, USAGE
 
 from VelvetMedLib.engine.trainer import STOPPED
@@ -20,7 +20,7 @@ from VelvetMedLib.recipes.velvet import micro
 FOLDER = Path(commandline.__file__).parent
 
 
-@pytest.mark.parametrize("script", ["pretrain", "finetune", "ablation", "train_demo"])
+@pytest.mark.parametrize("script", ["pretrain", "finetune", "ablation", "demo_model"])
 def test_a_script_imports_nothing_but_the_standard_library_until_it_trains(script: str) -> None:
     code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import {script}; print(','.join(sys.modules))"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=True)
@@ -57,7 +57,7 @@ def test_printed_settings_can_be_given_back_as_changes(capsys: pytest.CaptureFix
 def test_the_demo_training_says_what_is_wrong_with_its_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     line = ["--cohort", str(tmp_path / "none"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
-    assert train_demo.main(line) in (PROBLEM, USAGE)
+    assert demo_model.main(line) in (PROBLEM, USAGE)
     said = capsys.readouterr().err
     assert "Next:" in said and "Traceback" not in said and str(tmp_path) not in said
 
@@ -71,7 +71,7 @@ def test_a_stage_that_stopped_on_request_ends_the_demo_training_with_the_code_of
 
     monkeypatch.setattr(training, "_stages", lambda options: _raise(StoppedOnRequest()))
     line = ["--cohort", str(tmp_path), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
-    assert train_demo.main(line) == STOPPED
+    assert demo_model.main(line) == STOPPED
 
 
 def test_a_training_takes_its_freed_memory_again_instead_of_asking_the_system_for_pages():

@@ -1,4 +1,4 @@
-"""Stage 3: contents of every cell, contrast with reports, and findings, all from the global encoder alone."""
+"""Stage 4: contents of every cell, contrast with reports, and findings, all from the global encoder alone."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class GlobalMaker:
 
 
 class GlobalStage(Trainable):
-    """What stage 3 trains: the image encoder, the text encoder, their report-level projections and two auxiliary heads."""
+    """What stage 4 trains: the image encoder, the text encoder, their report-level projections and two auxiliary heads."""
 
     def __init__(self, model: VelvetModel, weight: Tensor, settings: GlobalSettings) -> None:
         """weight: of the positive cases of each finding."""
@@ -128,6 +128,5 @@ def train_global(
     seed_torch(seed, "weights", "global")
     stage = GlobalStage(model, positive_weight(cases), settings)
     maker = GlobalMaker(cases, TextSource(tokenizer, settings.text), seed)
-    return train_stage(
-        stage, maker, [case.case_id for case in cases], run, settings, seed=seed, stands_on={"fine": model.fine, "text": model.tribert}
-    )
+    earlier = {"fine": model.fine, "velvet": model.swin, "text": model.tribert}
+    return train_stage(stage, maker, [case.case_id for case in cases], run, settings, seed=seed, stands_on=earlier)

@@ -1,4 +1,4 @@
-"""Stage 4: everything that reads tokens, on kept encodings: findings, opposite prompts, contrast with reports, writing."""
+"""Stage 5: everything that reads tokens, on kept encodings: findings, opposite prompts, contrast with reports, writing."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ReaderMaker:
 
 
 class ReaderStage(Trainable):
-    """What stage 4 trains; the image encoders are finished."""
+    """What stage 5 trains; the image encoders are finished."""
 
     def __init__(
         self, model: VelvetModel, head: ReadingHead, cases: Sequence[EncodedCase], source: TextSource, settings: ReaderSettings

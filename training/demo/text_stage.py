@@ -1,4 +1,4 @@
-"""Stage 2: the text encoder learns to read before any image is shown to it: which findings a text affirms, and which it denies.
+"""Stage 3: the text encoder learns to read before any image is shown to it: which findings a text affirms, and which it denies.
 
 Contrast with images did not teach it: after a whole training without this stage a regression on its vectors told the findings of held-out
 reports apart with a mean AUROC of 0.76, where the parser, reading the same words, has 1.00. Single sentences are short and cost little;
@@ -94,7 +94,7 @@ class ReadingHead(nn.Module):
 
 
 class TextStage(Trainable):
-    """What stage 2 trains: the text encoder, its report-level projection, and a head that is used for training only."""
+    """What stage 3 trains: the text encoder, its report-level projection, and a head that is used for training only."""
 
     def __init__(self, model: VelvetModel, weight: Tensor, settings: ReadingSettings) -> None:
         """weight: of the positive cases of each finding."""
@@ -133,5 +133,5 @@ def train_text(
     seed_torch(seed, "weights", "text")
     stage = TextStage(model, positive_weight([case for _, case in cases]), settings)
     maker = TextMaker(cases, TextSource(tokenizer, settings.text), settings, seed)
-    seconds = train_stage(stage, maker, [name for name, _ in cases], run, settings, seed=seed)
+    seconds = train_stage(stage, maker, [name for name, _ in cases], run, settings, seed=seed, stands_on={"velvet": model.tribert})
     return stage.head, seconds

@@ -1,9 +1,9 @@
-"""The demo training from cohort to bundle: prepared cases, fine network, encodings, global encoder, reader, figures and card."""
+"""The demo training from cohort to bundle: fine network, encodings, pre-trained encoders, reader, figures and card."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pretraining.vocabulary import learn_vocabulary
@@ -18,15 +18,14 @@ from demo.results import finish
 from demo.stages import StoppedOnRequest
 from demo.text_stage import ReadingSettings, train_text
 from demo.texts import corpus
+from demo.velvet_stage import VelvetSettings, train_velvet
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.trainer import STOPPED
 from VelvetMedLib.files import write_json, write_text
 from VelvetMedLib.models.decoder import DecoderConfig
 from VelvetMedLib.models.fine import FineConfig
 from VelvetMedLib.models.reader import FindingsHeadConfig, ReaderConfig
-from VelvetMedLib.models.swin import SwinConfig
 from VelvetMedLib.models.text import ReportTokenizer
-from VelvetMedLib.models.tribert import TriBertConfig
 from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
 from VelvetMedLib.reports import ontology
 
@@ -39,6 +38,7 @@ class DemoOptions:
     run: Path
     out: Path
     fine_steps: int
+    velvet_steps: int
     text_steps: int
     global_steps: int
     reader_steps: int
@@ -50,19 +50,14 @@ class DemoOptions:
     until: str = "all"
 
 
-def demo_architecture(vocabulary: int) -> ModelConfig:
-    """The tiny setting: every number of the demo model that is not a default."""
-    swin = SwinConfig(embed_dim=16, depths=(1, 2, 2, 2), heads=(2, 4, 8, 16), window=4)
-    top = swin.embed_dim * 16
-    return ModelConfig(
-        swin=swin,
-        tribert=TriBertConfig(
-            vocab_size=vocabulary, width=192, heads=4, ffn=512, text_layers=3, fusion_layers=1, positions=256, visual_width=top
-        ),
-        projection_dim=128,
+def demo_architecture(encoders: ModelConfig) -> ModelConfig:
+    """The pre-trained encoders and everything that reads what they and the fine network see."""
+    top, vocabulary, findings = encoders.swin.widths[4], encoders.tribert.vocab_size, len(ontology().findings)
+    return replace(
+        encoders,
         fine=FineConfig(),
-        reader=ReaderConfig(top_channels=top, width=192, layers=2, heads=4, projection_dim=128),
-        findings=FindingsHeadConfig(findings=len(ontology().findings), width=192),
+        reader=ReaderConfig(top_channels=top, width=192, layers=2, heads=4, projection_dim=encoders.projection_dim),
+        findings=FindingsHeadConfig(findings=findings, width=192),
         decoder=DecoderConfig(vocab_size=vocabulary, width=192, layers=3, heads=4, ffn=512, positions=128),
     )
 
@@ -87,8 +82,9 @@ def _stages(options: DemoOptions) -> None:
     if not tokenizer_file.exists():
         write_text(tokenizer_file, learn_vocabulary(corpus(prepared["train"][:800], seed=seed)))
     tokenizer = ReportTokenizer(tokenizer_file)
+    pretraining = VelvetSettings(steps=options.velvet_steps)
     seed_torch(seed, "weights")
-    model = VelvetModel(demo_architecture(tokenizer.vocab_size))
+    model = VelvetModel(demo_architecture(pretraining.recipe.model_config(tokenizer.vocab_size)))
     assert model.fine is not None
     minutes = {"prepare": seconds_spent(run / "prepared") / 60}
     minutes["fine"] = train_fine(model.fine, prepared["train"], run / "fine", FineSettings(steps=options.fine_steps), seed=seed) / 60
@@ -102,6 +98,14 @@ def _stages(options: DemoOptions) -> None:
     )  # fmt: skip
     minutes["encode"] = (seconds + more) / 60
     if options.until == "encode":
+        return
+    minutes["velvet"] = (
+        train_velvet(
+            model, options.cohort, cases, tokenizer_file, run / "velvet", pretraining, processes=options.processes, seed=seed
+        )
+        / 60
+    )  # fmt: skip
+    if options.until == "velvet":
         return
     of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
     named = [(case.case_id, case) for case in prepared["train"]]
