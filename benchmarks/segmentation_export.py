@@ -74,7 +74,7 @@ class MadeUpOrgans(torch.nn.Module):
             for term, c, n, size in zip(self.terms, corner, x.shape[2:], self.shape, strict=True)
         ]
         if self.layout == torch.channels_last_3d:
-            a, b, c = (term.T for term in along)
+            a, b, c = (term.T.contiguous() for term in along)  # else the sum would lie in the order of the transposed terms
             return (a[:, None, None] + b[None, :, None] + c[None, None])[None].movedim(-1, 1)
         a, b, c = along
         return (a[:, :, None, None] + b[:, None, :, None] + c[:, None, None])[None]
