@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from commandline import add_seed, add_traceback, begin, carry_out, new_parser
 
 COUNTS = {
-    "fine_steps": (4200, 500),
+    "fine_steps": (3000, 500),
     "velvet_steps": (240, 40),
     "text_steps": (400, 80),
     "global_steps": (80, 20),
