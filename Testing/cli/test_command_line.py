@@ -24,7 +24,7 @@ SURFACE = {
     "sample": ["--no-dicom"],
     "cohort make": ["--cases", "--out", "--processes", "--seed"],
     "analyze": ["--bundle", "--device", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--series", "--style", "volume"],
-    "ask": ["--bundle", "--device", "case", "question"],
+    "ask": ["--box", "--bundle", "--device", "--segment", "case", "question"],
     "ground": ["--bundle", "--device", "case", "phrase"],
     "index": ["--bundle", "--device", "--keep-text", "--out", "--remove", "folder"],
     "search": [

@@ -1,21 +1,20 @@
-"""Questions: answers come from the record, yes and no balance over a cohort, typed questions are understood."""
+"""Questions: answers come from the record, and yes and no balance over a cohort."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import numpy as np
-import pytest
 
-from VelvetMedLib.reports import FindingRecord, make_questions, ontology, parse_question, suggested_questions
+from VelvetMedLib.reports import FindingRecord, make_questions, ontology, suggested_questions, understand
 
 
 def test_every_generated_question_is_understood_again(random_records) -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         for q in make_questions(random_records(rng), rng):
-            finding, _, kind = parse_question(q.question)
-            assert (finding, kind) == (q.finding, q.kind), q.question
+            asked = understand(q.question)
+            assert (asked.finding, asked.kind, asked.beyond) == (q.finding, q.kind, None), q.question
 
 
 def test_answers_are_lower_case_and_carry_the_records_numbers() -> None:
@@ -52,30 +51,8 @@ def test_a_normal_scan_is_called_normal() -> None:
     assert answers == {"findings": "no abnormal findings", "normal": "yes"}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Is there a pneumothorax?", ("pneumothorax", None, "presence")),
-        ("how big is the renal cyst", ("renal_cyst", None, "size")),
-        ("How many nodules are there?", ("lung_nodule", None, "count")),
-        ("Where is the consolidation?", ("consolidation", None, "site")),
-        ("Is the effusion on the left or right?", ("pleural_effusion", None, "side")),
-        ("Is the spleen enlarged?", ("splenomegaly", "spleen", "presence")),
-        ("How large is the liver?", (None, "liver", "size")),
-        ("What is the volume of the left kidney?", (None, "kidney_left", "volume")),
-        ("What are the findings?", (None, None, "findings")),
-        ("Is this scan normal?", (None, None, "normal")),
-        ("Is the heart normal?", ("cardiomegaly", "heart", "presence")),
-        ("What is the capital of France?", (None, None, None)),
-        ("", (None, None, None)),
-    ],
-)
-def test_a_typed_question_is_understood(text: str, expected: tuple[str | None, str | None, str | None]) -> None:
-    assert parse_question(text) == expected
-
-
 def test_suggested_questions_ask_for_what_was_found(random_records) -> None:
     record = FindingRecord(name="lung_nodule", state="present", side="right", site="lung_upper_lobe_right", size_mm=9.0)
     suggestions = suggested_questions([record])
     assert "How large is the lung nodule?" in suggestions and len(suggestions) <= 6
-    assert all(parse_question(q)[2] for q in suggestions)
+    assert all(understand(q).understood for q in suggestions)

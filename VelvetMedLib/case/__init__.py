@@ -1,5 +1,6 @@
 """The Case folder: what an analysis found, how it is measured, written, read and checked. Standard library, numpy, SimpleITK."""
 
+from VelvetMedLib.case.about import About
 from VelvetMedLib.case.attribution import attribution_of
 from VelvetMedLib.case.markdown import report_markdown
 from VelvetMedLib.case.schema import (
@@ -21,6 +22,7 @@ from VelvetMedLib.case.store import case_to_json, read_case, read_segmentation, 
 
 __all__ = [
     "SCHEMA_VERSION",
+    "About",
     "Answer",
     "Case",
     "CaseFinding",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from VelvetMedLib import DRAFT_DISCLAIMER
+from VelvetMedLib.case.about import About
 from VelvetMedLib.case.records import Record
 from VelvetMedLib.reports.ontology import Code
 from VelvetMedLib.reports.records import FindingRecord, Severity, Side, State
@@ -27,7 +28,7 @@ class Link(Record):
     label: label of the segment or lesion channel in `segmentation.nii.gz`.
     """
 
-    kind: Literal["segment", "lesion", "point"]
+    kind: Literal["segment", "lesion", "point", "box"]
     center_ras_mm: Triple
     label: int | None = None
     box_ras_mm: tuple[Triple, Triple] | None = None
@@ -177,13 +178,21 @@ class Report(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Record):
-    """A question that was put to the case, with its answer."""
+    """A question that was put to the case, with its answer. about: the segment or box it was put to; None: the whole scan.
+
+    unanswered: why it has no answer, None where it has one: the text was not understood; no scan can tell (beyond); the model
+    does not tell it from chance or it was not measured (not_assessed); the field of view lacks it (out_of_view).
+    leaning: of an uncertain presence, the side of the middle between the two thresholds on which its probability lies.
+    """
 
     question: str
     answer: str
     confidence: float | None = None
     finding: str | None = None
     link: Link | None = None
+    about: About | None = None
+    unanswered: Literal["not_understood", "beyond", "not_assessed", "out_of_view"] | None = None
+    leaning: Literal["yes", "no"] | None = None
     created: str
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ VIEWS = ("crop", "windowed")
 ORIENTATIONS = ("RAS", "SAR")
 SOURCES = ("report", "model")
 STYLES = ("structured", "narrative", "terse", "itemised")
+LENGTHS = ("full", "brief")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +44,19 @@ def _at_least_one(text: str) -> int:
 def _name(text: str) -> str:
     """A finding or an organ, also as it is written in sentences."""
     return text.strip().lower().replace(" ", "_")
+
+
+def _corners(text: str) -> tuple[float, ...]:
+    """Two corners of a box; a comma or space between the numbers."""
+    numbers = tuple(float(word) for word in text.replace(",", " ").split())
+    if len(numbers) != 6 or any(a == b for a, b in zip(numbers[:3], numbers[3:], strict=True)):
+        raise argparse.ArgumentTypeError(f"{text!r} are not two opposite corners of a box, six numbers in all")
+    return numbers
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names joined by commas."""
+    return tuple(_name(part) for part in text.split(",") if part.strip())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,13 +92,28 @@ def build_parser() -> argparse.ArgumentParser:
     analyze = verb("analyze", "analyse a scan into a Case folder", scan, model)
     analyze.add_argument("--out", type=Path, required=True, metavar="CASE", help="Case folder to write")
     analyze.add_argument("--style", choices=STYLES, default="structured", help="style of the draft report (default: structured)")
+    analyze.add_argument("--length", choices=LENGTHS, default="full", help="full (default), or brief: what is not there in one sentence")
+    analyze.add_argument("--sections", type=_names, default=(), metavar="A,B", help="sections of the draft, such as lungs,impression")
+    analyze.add_argument(
+        "--writer",
+        metavar="WRITER",
+        help="who words the draft: decoder (of the bundle), composer, a file of phrases, or the folder of a trained language model",
+    )
     analyze.add_argument("--no-image", action="store_true", help="do not copy the scan into the case")
     analyze.add_argument("--no-encoding", action="store_true", help="do not keep the encoding (ask and ground then know less)")
     analyze.add_argument("--no-cleaning", action="store_true", help="keep stray islands, holes and misplaced parts as the model gives them")
 
+    phrases = verb("phrases", "take phrases for draft reports from your own reports")
+    phrases.add_argument("source", metavar="SOURCE", help="folder of reports (.txt, .md), or an index that keeps texts")
+    phrases.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="file to write, for analyze --writer")
+
     ask = verb("ask", "ask a question about a case", model)
     ask.add_argument("case", type=Path, metavar="CASE")
     ask.add_argument("question", metavar="QUESTION")
+    place = ask.add_mutually_exclusive_group()
+    place.add_argument("--segment", type=_name, metavar="NAME", help="ask about one segment alone, such as liver")
+    corners = 'ask about the box between two corners in RAS mm, such as "-60 -40 10 -20 0 50"'
+    place.add_argument("--box", type=_corners, metavar='"R A S R A S"', help=corners)
 
     ground = verb("ground", "show where a phrase is in a case", model)
     ground.add_argument("case", type=Path, metavar="CASE")

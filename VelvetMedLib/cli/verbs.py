@@ -15,6 +15,7 @@ from VelvetMedLib.errors import UsageError
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
+    from VelvetMedLib.case import Case
     from VelvetMedLib.ct import Volume
     from VelvetMedLib.tasks import Encoding, Grounding, Hit
 
@@ -124,24 +125,33 @@ def ask(options: Namespace) -> None:
     from VelvetMedLib import tasks
     from VelvetMedLib.case import read_case
 
-    read_case(options.case)
-    answer = tasks.ask(options.case, options.question, _bundle(options))
-    data = {
-        "question": answer.question,
-        "answer": answer.answer,
-        "confidence": answer.confidence,
-        "finding": answer.finding,
-        "link": None if answer.link is None else answer.link.as_dict(),
-        "notice": RESEARCH_USE_ONLY,
-    }
+    case = read_case(options.case)
+    about = None if options.segment is None else About(segment=_segment_of(case, options.segment))
+    if options.box is not None:
+        about = About.between(options.box[:3], options.box[3:])
+    answer = tasks.ask(options.case, options.question, _bundle(options), about=about)
     where = "" if answer.link is None else f"  at RAS {_millimetres(answer.link.center_ras_mm)}"
-    confidence = "" if answer.confidence is None else f"  (confidence {answer.confidence:.2f})"
-    show.result(data, f"{answer.answer}{confidence}{where}\n{RESEARCH_USE_ONLY}", as_json=options.json)
+    confidence = "" if answer.confidence is None or answer.unanswered else f"  (confidence {answer.confidence:.2f})"
+    text = f"{answer.answer}{confidence}{where}\n{RESEARCH_USE_ONLY}"
+    show.result(answer.as_dict() | {"notice": RESEARCH_USE_ONLY}, text, as_json=options.json)
+
+
+def _segment_of(case: Case, wanted: str) -> str:
+    """The name of a segment, given by its name or as it is written in sentences."""
+    found = next((s.name for s in case.segments if wanted in (s.name, s.display.replace(" ", "_"))), None)
+    if found is None:
+        raise UsageError(
+            "The case has no such segment.",
+            found=wanted,
+            expected=f"one of: {', '.join(s.name for s in case.segments)}" if case.segments else "a case with segments",
+            next_step="Choose another --segment, or leave it out to ask about the whole scan.",
+        )
+    return found
 
 
 def ground(options: Namespace) -> None:
     from VelvetMedLib import tasks
-    from VelvetMedLib.case import read_case
+    from VelvetMedLib.case import About, read_case
     from VelvetMedLib.ct import write_nifti
 
     read_case(options.case)

@@ -1,21 +1,20 @@
-"""Questions and answers from finding records, and typed questions back to what they ask about."""
+"""Questions and answers from finding records: to train and to measure with, and what is worth asking of a case."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from VelvetMedLib.reports.ontology import Finding, ontology
-from VelvetMedLib.reports.parse import find_findings
 from VelvetMedLib.reports.phrases import COUNT, SIZE, choose, fill_slots
 from VelvetMedLib.reports.records import FindingRecord
 
-KINDS: tuple[str, ...] = ("presence", "side", "site", "size", "count", "severity", "findings", "normal", "volume")
-"""What can be asked. `volume` (of an organ) is understood but never generated: it is answered from the segments."""
+KINDS: tuple[str, ...] = (
+    "presence", "side", "site", "size", "count", "severity", "findings", "normal", "volume", "density", "compare", "covered"
+)  # fmt: skip
+"""What can be asked. The last four, of organs, are understood but never generated here: they are answered from the segments."""
 
 _ASK: dict[str, tuple[str, ...]] = {
     "presence": ("Is there {a}?", "Does the scan show {a}?", "Do you see {a}?", "Is {a} present?", "Any sign of {x}?", "Can {a} be seen?"),
@@ -134,67 +133,6 @@ def _plural(display: str) -> str:
     if display.endswith("lymphadenopathy"):
         return "enlarged mediastinal lymph nodes"
     return display + ("es" if display.endswith("s") else "s")
-
-
-_KIND_CUES: tuple[tuple[str, str], ...] = (
-    ("count", r"\bhow many\b|\bnumber of\b|\bcount\b"),
-    ("volume", r"\bvolume\b|\bhow much\b|\bml\b|\bmillilit"),
-    ("severity", r"\bhow (?:severe|bad|pronounced|marked|extensive)\b|\bseverity\b|\bdegree\b|\bgrade\b|\bextent\b"),
-    ("size", r"\bhow (?:large|big|small|long|wide|thick)\b|\bsize\b|\bdiameter\b|\bmeasure|\bdimension|\blength\b|\bwidth\b"),
-    ("side", r"\bwhich side\b|\bleft or\b|\bright or\b|\bwhat side\b|\bleft-sided or\b|\blateralit|\bwhich (?:kidney|lung)\b"),
-    (
-        "site",
-        r"\bwhere\b|\blocation\b|\blocated\b|\bwhich (?:lobe|part|level|vertebra|segment)\b|\bin which\b|"
-        r"\bwhat (?:lobe|part|level|vertebra)\b|\bposition\b",
-    ),
-    (
-        "findings",
-        r"\bfindings\b|\babnormalit|\bwhat does (?:the|this) (?:scan|ct|study|image)|\bwhat do you see\b|\bsummar|"
-        r"\bwhat is wrong\b|\bdescribe\b|\bwhat is (?:seen|visible)\b|\bpatholog",
-    ),
-    ("normal", r"\b(?:is|are|does|looks?|everything|completely) (?:\w+ ){0,4}?(?:normal|unremarkable|healthy|fine|ok)\b"),
-    (
-        "presence",
-        r"^(?:is|are|was|does|do|has|have|can|could|any|did)\b|\bis there\b|\bare there\b|\bany\b|\bevidence\b|"
-        r"\bsigns? of\b|\bpresent\b|\?$",
-    ),
-)
-_KINDS = tuple((kind, re.compile(pattern)) for kind, pattern in _KIND_CUES)
-
-
-def parse_question(text: str) -> tuple[str | None, str | None, str | None]:
-    """(finding, structure, kind) that a typed question is about; None for each that it does not tell.
-
-    A lone structure with no finding ("Is the spleen enlarged?" names the finding; "How large is the liver?" does not).
-    """
-    words = re.sub(r"\s+", " ", text.lower()).strip()
-    findings = find_findings(words.rstrip("? "))
-    kind = next((kind for kind, pattern in _KINDS if pattern.search(words)), None)
-    structure = _structure(words)
-    finding = findings[0] if findings else None
-    if finding is None and structure is None and kind == "presence":
-        # "Is it ok?" asks nothing that we know of.
-        kind = None
-    if finding is None and kind == "normal" and structure is not None:
-        finding = {"heart": "cardiomegaly", "spleen": "splenomegaly", "aorta": "aortic_dilatation"}.get(structure)
-        kind = "presence" if finding else kind
-    if finding is not None and kind in ("findings", "volume"):
-        kind = "presence" if kind == "findings" else kind
-    return finding, structure, kind
-
-
-@lru_cache(maxsize=1)
-def _structure_words() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Structure names by display, longest first, so that "left kidney" is tried before "kidney"."""
-    words = {s.display: s.name for s in ontology().structures}
-    words |= {"right middle lobe": "lung_middle_lobe_right", "oesophagus": "esophagus", "windpipe": "trachea", "thyroid": "thyroid_gland"}
-    words |= {"vertebra": "vertebrae", "spine": "vertebrae", "rib": "ribs", "intestine": "bowel", "breastbone": "sternum"}
-    ordered = sorted(words.items(), key=lambda pair: -len(pair[0]))
-    return tuple((name, re.compile(rf"\b{re.escape(display)}\b")) for display, name in ordered)
-
-
-def _structure(words: str) -> str | None:
-    return next((name for name, pattern in _structure_words() if pattern.search(words)), None)
 
 
 def suggested_questions(records: Iterable[FindingRecord], *, structures: Iterable[str] = (), limit: int = 8) -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import Answer, Case, CaseInput, CaseModel, Segment, attribution_of, read_case, update_case, write_case
-from VelvetMedLib.ct import Volume
+from VelvetMedLib.case import About, Answer, Case, CaseInput, CaseModel, Segment, attribution_of, read_case, update_case, write_case
+from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
 from VelvetMedLib.tasks.crop import stages_of, takes_one_crop
@@ -212,17 +212,23 @@ def ask(
 ) -> Answer:
     """Answer a question about a Case folder (the answer is added to it), a Case or an Encoding. No image encoder runs.
 
-    A Case without an encoding is answered from its findings and segments alone.
+    A Case without an encoding is answered from its findings and segments alone. about: the segment or box that is asked about.
     """
+    about: About | None = None,
     run = Run(progress, cancel, {"answer": 1.0})
     with run.stage("answer"):
         if isinstance(case, Encoding):
-            return vqa.answer(question, find(case, bundle), (), case, bundle, run=run)
+            return vqa.answer(question, find(case, bundle), (), case, bundle, about=about, run=run)
         if isinstance(case, Case):
-            return vqa.answer(question, case.findings, case.segments, None, bundle, run=run)
+            return vqa.answer(question, case.findings, case.segments, None, bundle, about=about, scan=_grid_of(case), run=run)
         folder = Path(case)
         encoding = case_encoding(folder, bundle)
         stored = read_case(folder)
-        answer = vqa.answer(question, stored.findings, stored.segments, encoding, bundle, run=run)
+        scan = _grid_of(stored)
+        answer = vqa.answer(question, stored.findings, stored.segments, encoding, bundle, about=about, scan=scan, run=run)
         update_case(folder, replace(stored, answers=(*stored.answers, answer)))
     return answer
+
+
+def _grid_of(case: Case) -> Grid:
+    return Grid(case.input.shape_kji, np.array(case.input.ijk_to_ras, np.float64))

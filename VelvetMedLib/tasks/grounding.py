@@ -18,9 +18,8 @@ from VelvetMedLib.bundle.config import refuse
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.errors import UsageError
-from VelvetMedLib.reports import LUNG_LOBES, ontology
+from VelvetMedLib.reports import LUNG_LOBES, ontology, understand
 from VelvetMedLib.reports.parse import find_findings, parse_sentence
-from VelvetMedLib.reports.questions import parse_question
 from VelvetMedLib.reports.sentences import split_sentences
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.crop import similarity_xyz, takes_one_crop, text_vectors
@@ -77,8 +76,12 @@ def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
     name = next(iter(find_findings(phrase)), None)
     if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
         return _by_lesions(encoding, name, phrase, bundle)
-    structure = parse_question(phrase)[1]
-    if "sentence" not in bundle.config.aligned_levels and name is None and structure is not None:
+    named = understand(phrase).structures
+    structure = named[0] if len(named) == 1 else None
+    levels = [level for level in ("sentence", "word") if level in bundle.config.aligned_levels and encoding.global_ is not None]
+    if by != "lesions" and levels:
+        return _by_similarity(encoding, sentences, bundle, name, structure)
+    if by is None and seen_fine and name is None and structure is not None:
         return _by_segment(encoding, structure, bundle)
     if "sentence" not in bundle.config.aligned_levels:
         raise refuse(

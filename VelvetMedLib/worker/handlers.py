@@ -17,9 +17,10 @@ from VelvetMedLib.worker.protocol import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle import Bundle
-    from VelvetMedLib.case import Case
+    from VelvetMedLib.case import About, Case
     from VelvetMedLib.ct import Volume
     from VelvetMedLib.tasks import Hit, Index
+    from VelvetMedLib.tasks.writers import DraftSettings, Writer
 
 PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors", "tokenizers", "pydicom")
 DEFAULT_BUNDLE = "demo"
@@ -41,6 +42,8 @@ class Session:
     def __init__(self) -> None:
         self._bundle: Bundle | None = None
         self._key: tuple[object, ...] = ()
+        self._writer: Writer | None = None
+        self._writer_key: tuple[object, ...] = ()
 
     def bundle(self, params: Mapping[str, Any], case: Case | None = None) -> Bundle:
         """The model that the request names; else the one of its Case; else the one in use. Loaded and verified once per version."""
@@ -103,13 +106,14 @@ class Session:
         return {"disclaimer": case.disclaimer, "report": case.report}
 
     def ask(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
+        """The answer as the Case keeps it; with `about`, a segment or box (`case.About`), on that alone."""
         from VelvetMedLib import tasks
         from VelvetMedLib.case import read_case
 
         folder, question = Path(_need(params, "ask", "case")), str(_need(params, "ask", "question"))
+        about = _about(params["about"]) if params.get("about") is not None else None
         bundle = self.bundle(params, read_case(folder))
-        answer = tasks.ask(folder, question, bundle, progress=context.progress, cancel=context.cancel)
-        return {"answer": answer.answer, "confidence": answer.confidence, "finding": answer.finding, "link": answer.link}
+        return tasks.ask(folder, question, bundle, about=about, progress=context.progress, cancel=context.cancel).as_dict()
 
     def ground(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
         """Where a phrase is; with `out`, the heat-map is written there as NIfTI on the scan's own grid.
@@ -203,9 +207,24 @@ class Session:
             raise _unreadable(f"labels of shape {labels_kji.shape} and type {labels_kji.dtype}")
         context.progress(0.0, "loading the model")
         bundle = self.bundle(params)
-        style = str(params.get("style", "structured"))
-        done = tasks.revise(volume, labels_kji, edited, bundle, style=style, progress=context.progress, cancel=context.cancel)
+        draft, writer = _draft_of(params), self._writer_of(params, bundle)
+        done = tasks.revise(
+            volume, labels_kji, edited, bundle, draft=draft, writer=writer, progress=context.progress, cancel=context.cancel
+        )
         return {"findings": done.findings, "report": done.report}
+
+    def _writer_of(self, params: Mapping[str, Any], bundle: Bundle) -> Writer | None:
+        """Who words the draft, where the request names a writer; opened once per version."""
+        from VelvetMedLib.tasks.writers import open_writer
+
+        named = params.get("writer")
+        if named is None:
+            return None
+        key = (str(named), _stamp(Path(named)), _stamp(Path(named) / "writer.json"), bundle.sha256, bundle.device)
+        if self._writer is None or key != self._writer_key:
+            self._writer = None  # Two language models at once would double the memory.
+            self._writer, self._writer_key = open_writer(named, bundle), key
+        return self._writer
 
     def _case_of(self, params: dict[str, Any], context: Context) -> Case:
         """The Case that the request names, or a new analysis of its volume (nothing is computed twice)."""
@@ -223,7 +242,8 @@ class Session:
             volume,
             bundle,
             out=params.get("out"),
-            style=str(params.get("style", "structured")),
+            draft=_draft_of(params),
+            writer=self._writer_of(params, bundle),
             parts=tuple(map(str, params.get("parts") or tasks.PARTS)),
             keep_image=bool(params.get("keep_image", True)),
             progress=context.progress,
@@ -295,6 +315,28 @@ def _device(params: Mapping[str, Any]) -> str:
             next_step="Choose the CPU under Setup, or a Python whose torch was built for the card.",
         )
     return device
+
+
+def _about(data: Any) -> About:
+    from VelvetMedLib.case import About
+
+    try:
+        return About.from_dict(data)
+    except (TypeError, ValueError) as problem:
+        raise WorkerError(
+            "The place that was asked about cannot be read.",
+            found=str(problem),
+            expected="the name of a segment, or the 4x4 matrix of a box",
+            next_step="Choose the segment or the region of interest again.",
+        ) from None
+
+
+def _draft_of(params: Mapping[str, Any]) -> DraftSettings:
+    """The form of the draft that a request asks for. Raises UsageError."""
+    from VelvetMedLib.tasks.writers import DraftSettings
+
+    asked = {name: str(params[name]) for name in ("style", "length") if name in params}
+    return DraftSettings(**asked, sections=tuple(map(str, params.get("sections") or ())))
 
 
 def _need(params: Mapping[str, Any], verb: str, name: str) -> Any:
