@@ -22,13 +22,16 @@ COUNT = re.compile(rf"\b(single|solitary|{'|'.join(list(NUMBER_WORDS)[1:])}|\d{{
 _NUMBER = r"(\d+(?:[.,]\d+)?)"
 _UNIT = r"(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
 SIZE = re.compile(
-    rf"{_NUMBER}(?: ?(?:mm|cm)?(?: ?x ?| ?- ?| to ){_NUMBER})?(?: ?(?:mm|cm)?(?: ?x ?){_NUMBER})? ?-?{_UNIT}\b"
+    rf"{_NUMBER}(?: ?(?:mm|cm)?(?: ?x ?| ?- ?| to | by | and ){_NUMBER})?(?: ?(?:mm|cm)?(?: ?x ?| by ){_NUMBER})? ?-?{_UNIT}\b"
 )  # fmt: skip
 """One to three numbers ("12 mm", "1.4 x 1.1 cm", "4 to 12 mm") and their unit."""
+_SIZES = r"(?:\d+(?:[.,]\d+)? ?(?:(?:mm|cm)? ?(?:x|by|-) ?)?)+ ?(?:mm|cm)"
 PRIOR_SIZE = re.compile(
-    r"\b(?:previously|prior|formerly|before|compared (?:with|to)|was|from)(?: measured| measuring| at| of)? "
-    r"(?:\d+(?:[.,]\d+)? ?(?:x ?)?)+ ?(?:mm|cm)"
+    rf"\b(?:previously|prior|formerly|before|earlier|compared (?:with|to)|versus|vs|(?:having|had) been|was|from)"
+    rf"(?: measured| measuring| at| of| about| approximately)? {_SIZES}(?: (?:previously|before|earlier))?|"
+    rf"\bfrom \d+(?:[.,]\d+)? (?=to )|{_SIZES} (?:previously|before|earlier|(?:on|in) the (?:prior|previous|last))"
 )
+"""Sizes of an earlier scan, in front of its word or behind it."""
 PERCENT = re.compile(rf"{_NUMBER} ?(?:%|per ?cent)")
 RATIO = re.compile(
     r"\b(?:cardiothoracic ratio|ctr|ratio)(?: is| of| =| at| measures|:)?(?: about| approximately| to)? ?(0[.,]\d+|\d\d ?%)"
@@ -52,10 +55,11 @@ class CuePattern:
 class Lexicon:
     """All patterns, over lower-case text with single spaces.
 
-    cues: earlier entries win where they overlap. organ_*: ways to call an organ normal, borderline or not covered, and the
-    findings that this speaks of. pseudo_negation: "no change", which denies nothing that follows.
+    rewrites: spellings and shorthand, and the words that all other patterns know them by. cues: earlier entries win where they
+    overlap. organ_*: ways to call an organ normal, borderline or not covered, and the findings that this speaks of. pseudo_negation: "no change", which denies nothing that follows.
     """
 
+    rewrites: tuple[tuple[Pattern, str], ...]
     findings: tuple[tuple[str, Pattern], ...]
     organ_normal: tuple[tuple[Pattern, tuple[str, ...]], ...]
     organ_borderline: tuple[tuple[Pattern, tuple[str, ...]], ...]
@@ -82,6 +86,7 @@ def lexicon() -> Lexicon:
 
     grades: dict[str, Severity] = {word: grade for grade, words in data["grades"].items() for word in words}
     return Lexicon(
+        rewrites=tuple((re.compile(shorthand), words) for shorthand, words in data["rewrites"]),
         findings=tuple((name, re.compile(rf"(?<![-\w]){_either(words)}(?!\w)")) for name, words in data["finding_terms"].items()),
         organ_normal=organs("organ_normal", r"\b"),
         organ_borderline=organs("organ_borderline"),

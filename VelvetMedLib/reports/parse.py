@@ -40,10 +40,12 @@ class Cue:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, plain hyphens, no list mark, no closing stop; a question mark stays, since it is doubt."""
+    """Lower case, single spaces, plain hyphens, one spelling, no list mark, no closing stop; a question mark stays, since it is doubt."""
     text = text.lower().replace("\u2013", "-").replace("\u2014", " - ").replace("\u00d7", "x").replace("\u2019", "'")
     text = re.sub(r"^\s*(?:[-*\u2022]|\(?\d{1,2}[.)]\s)\s*", "", text)
     text = re.sub(r"\s+", " ", text).strip()
+    for shorthand, spelt in lexicon().rewrites:
+        text = shorthand.sub(spelt, text)
     return re.sub(r"[.!\s]+$", "", text)
 
 
@@ -53,7 +55,9 @@ def parse_sentence(text: str, section: str = "") -> list[FindingRecord]:
     words = normalise(text)
     spans = _resolve(_find_spans(words), words, section.lower())
     cues = _find_cues(words)
-    mentions = [_mention(span, n, spans, cues, words) for n, span in enumerate(spans)]
+    mentions = _placed([_mention(span, n, spans, cues, words) for n, span in enumerate(spans)], spans, words)
+    mentions = [m for m, span in zip(mentions, spans, strict=True) if not _NOTHING_NEW.search(words[: span.start])]
+    mentions += [m for n, span in enumerate(spans) if (m := _exception(span, n, spans, mentions, words))]
     mentions += _organ_statements(words, cues, {s.name for s in spans})
     return _merge(mentions)
 
@@ -90,22 +94,32 @@ def _find_spans(words: str) -> list[Span]:
 
 
 _BARE = re.compile(
-    r"masses|mass|(?:simple )?cysts?|nodules?|(?:(?:focal|hypodense|hypoattenuating|low-attenuation) )+lesions?|stones?|calcul(?:us|i)"
-)  # fmt: skip
+    r"(?:mass|masses)(?: lesions?)?|(?:(?:simple|cortical) )*cysts?|nodul(?:es?|arity)|stones?|calcul(?:us|i)|"
+    r"(?:(?:focal|hypodense|hypoattenuating|low-attenuation|low-density|hypervascular|space-occupying) )+(?:lesions?|focus|foci|areas?)|"
+    r"hypo(?:densit(?:y|ies)|attenuations?)|(?:(?:partial|segmental|subsegmental) )*(?:collapsed?|volume loss)|loss of volume"
+)
 _OTHER_ORGANS = re.compile(
     r"\b(?:thyroid|adrenal|breast|ovar\w+|uter\w+|prostat\w+|pancrea\w+|splenic cyst|bone|osseous|brain|gallbladder|biliary|"
-    r"bladder|thymic|subcutaneous|soft[- ]tissue)\b"
+    r"bladder|thymic|subcutaneous|soft[- ]tissue|parotid|trachea\w*|bronch\w+ (?:wall )?collapse|vena cava|ivc)\b"
 )
 _LIST_GAP = re.compile(r"[\s,/]*(?:and|or|nor|and/or|,)?[\s,]*(?:(?:a|an|any|left|right|bilateral|enlarged|mediastinal|focal) ?)*")
 _ANCHORS = {
     "liver": re.compile(r"\b(?:liver|hepatic|segment [ivx\d]+)\b"),
     "kidney": re.compile(r"\b(?:kidneys?|renal)\b"),
     "lung": re.compile(r"\b(?:lungs?|pulmonary|lobes?|r[uml]l|l[ul]l|lingula|apex|apical)\b"),
+    "spine": re.compile(r"\b(?:vertebra\w*|spin(?:e|al)|[tl]h?-?\d{1,2}|end-?plates?)\b"),
 }
+_BARE_NAMES: tuple[tuple[str, dict[str, str | None]], ...] = (
+    ("nodul|mass", {"liver": "liver_lesion", "kidney": None, "spine": None}),
+    ("cyst", {"liver": "liver_lesion", "lung": None, "spine": None}),
+    ("lesion|focus|foci|area|hypo", {"liver": "liver_lesion", "lung": "lung_nodule", "kidney": None, "spine": None, "": None}),
+    ("collaps|volume", {"spine": "vertebral_compression"}),
+)
+"""What a bare word means in which organ: None is no finding of ours, an organ that is not listed leaves the word its own name."""
 
 
 def _resolve(spans: list[Span], words: str, section: str) -> list[Span]:
-    """Bare words ("mass", "cyst", "lesion", "stone") go to the organ that sentence or heading names, or are dropped."""
+    """Bare words ("mass", "cyst", "lesion", "stone", "collapse") go to the organ that sentence or heading names, or are dropped."""
     resolved = []
     for span in spans:
         text = words[span.start : span.end]
@@ -118,14 +132,11 @@ def _resolve(spans: list[Span], words: str, section: str) -> list[Span]:
         organ = next((organ for organ, anchor in _ANCHORS.items() if anchor.search(near)), None)
         for wider in (section, words):
             organ = organ or next((organ for organ, anchor in _ANCHORS.items() if anchor.search(wider)), None)
-        name: str | None = span.name
-        if "nodul" in text or "mass" in text:
-            name = {"liver": "liver_lesion", "kidney": None}.get(organ or "", span.name)
-        elif "cyst" in text:
-            name = {"liver": "liver_lesion", "lung": None}.get(organ or "", "renal_cyst")
-        elif "lesion" in text:
-            name = {"liver": "liver_lesion", "lung": "lung_nodule"}.get(organ or "")
-        if name is not None:
+        meanings = next((names for pattern, names in _BARE_NAMES if re.search(pattern, text)), {})
+        name = meanings.get(organ or "", span.name)
+        # "Hypodense focus, possible liver lesion": one thing, named twice; the second name says what is thought of it.
+        again = re.search("focus|foci|area|hypo|volume", text) and any(s.name == name and s.start > span.start for s in spans)
+        if name is not None and not again:
             resolved.append(replace(span, name=name))
     return resolved
 
@@ -148,14 +159,60 @@ def _find_cues(words: str) -> list[Cue]:
     return sorted(cues, key=lambda c: c.start)
 
 
+_NOTHING_NEW = re.compile(r"\bno (?:new|further|additional|other)\b[^;.]*$")
+"""In front of a finding: it says what was added since, not whether there is one."""
+_EXCEPTION = re.compile(
+    r"\b(?:except(?:ing)?(?: for)?|apart from|aside from|other than|save for|with the exception of|"
+    r"but (?:for )?(?:there (?:is|are|remains?) )?(?=(?:[\w-]+ ){0,2}(?:ones?|two|three|some)\b))"
+)
+_CONTAINER = re.compile(r"(?:\b(?:contains?|shows?|demonstrates?|harbou?rs|has|there (?:is|are))|:)(?: (?:an?|the|[\w-]+))*\s*$")
+
+
 def _mention(span: Span, n: int, spans: list[Span], cues: list[Cue], words: str) -> FindingRecord:
     state = _state(span, spans, cues, words)
     record = FindingRecord(name=span.name, state=state)
-    if state in ("absent", "not_assessed"):
+    if state == "not_assessed":
         return record
     left = _boundary(words, spans[n - 1].end, span.start) if n else 0
     right = _boundary(words, span.end, spans[n + 1].start) if n + 1 < len(spans) else len(words)
-    return read_attributes(record, words, (left, right), (span.start, span.end))
+    read = read_attributes(record, words, (left, right), (span.start, span.end))
+    # What is denied may be denied of one place ("no effusion on the left"), but has no size, number or grade of its own.
+    return read if state != "absent" else replace(record, side=None if read.side == "both" else read.side, site=read.site)
+
+
+def _placed(mentions: list[FindingRecord], spans: list[Span], words: str) -> list[FindingRecord]:
+    """The mentions with the places that they share: "X and Y on the left", "the left kidney contains X and Y"."""
+    placed = list(mentions)
+    for n in range(len(spans) - 2, -1, -1):
+        if _LIST_GAP.fullmatch(words[spans[n].end : spans[n + 1].start]):
+            placed[n] = _at(placed[n], placed[n + 1])
+            if placed[n].severity is None and re.match(r",? (?:both|all|each)\b", words[spans[-1].end :]):
+                graded = placed[n].state == "present" and ontology().finding(placed[n].name).severity_from is not None
+                placed[n] = replace(placed[n], severity=placed[n + 1].severity if graded else None)
+    if spans and _CONTAINER.search(words[: spans[0].start]):
+        for n in range(1, len(spans)):
+            if re.search(r"[;.]|\b(?:but|while|whereas)\b", words[spans[0].end : spans[n].start]) is None:
+                placed[n] = _at(placed[n], placed[0])
+    return placed
+
+
+def _at(mention: FindingRecord, other: FindingRecord) -> FindingRecord:
+    """A mention without a place at the place of another in the same state."""
+    finding = ontology().finding(mention.name)
+    if mention.side or mention.site or mention.state != other.state or not finding.sided:
+        return mention
+    return replace(mention, side=other.side, site=other.site if other.site in finding.sites else None)
+
+
+def _exception(span: Span, n: int, spans: list[Span], mentions: list[FindingRecord], words: str) -> FindingRecord | None:
+    """What a denial leaves standing: "no X apart from a small patch on the left", "no X, but there is one on the left"."""
+    end = spans[n + 1].start if n + 1 < len(spans) else len(words)
+    excepted = _EXCEPTION.search(words, span.end, end)
+    denied = any(m.name == span.name and m.state == "absent" for m in mentions)
+    if excepted is None or not denied or (end < len(words) and "," not in words[excepted.end() : end]):
+        return None
+    region = (excepted.end(), end)
+    return read_attributes(FindingRecord(name=span.name, state="present"), words, region, (region[0], region[0]))
 
 
 def _boundary(words: str, start: int, end: int) -> int:
