@@ -123,7 +123,7 @@ def analyze(options: Namespace) -> None:
 
 def ask(options: Namespace) -> None:
     from VelvetMedLib import tasks
-    from VelvetMedLib.case import read_case
+    from VelvetMedLib.case import About, read_case
 
     case = read_case(options.case)
     about = None if options.segment is None else About(segment=_segment_of(case, options.segment))
@@ -151,7 +151,7 @@ def _segment_of(case: Case, wanted: str) -> str:
 
 def ground(options: Namespace) -> None:
     from VelvetMedLib import tasks
-    from VelvetMedLib.case import About, read_case
+    from VelvetMedLib.case import read_case
     from VelvetMedLib.ct import write_nifti
 
     read_case(options.case)

@@ -207,6 +207,7 @@ def ask(
     question: str,
     bundle: Bundle,
     *,
+    about: About | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> Answer:
@@ -214,7 +215,6 @@ def ask(
 
     A Case without an encoding is answered from its findings and segments alone. about: the segment or box that is asked about.
     """
-    about: About | None = None,
     run = Run(progress, cancel, {"answer": 1.0})
     with run.stage("answer"):
         if isinstance(case, Encoding):
