@@ -56,7 +56,8 @@ class Lexicon:
     """All patterns, over lower-case text with single spaces.
 
     rewrites: spellings and shorthand, and the words that all other patterns know them by. cues: earlier entries win where they
-    overlap. organ_*: ways to call an organ normal, borderline or not covered, and the findings that this speaks of. pseudo_negation: "no change", which denies nothing that follows.
+    overlap. organ_*: ways to call an organ normal, borderline or not covered, and the findings that this speaks of.
+    pseudo_negation: "no change", which denies nothing that follows.
     """
 
     rewrites: tuple[tuple[Pattern, str], ...]
