@@ -78,10 +78,7 @@ def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
         return _by_lesions(encoding, name, phrase, bundle)
     named = understand(phrase).structures
     structure = named[0] if len(named) == 1 else None
-    levels = [level for level in ("sentence", "word") if level in bundle.config.aligned_levels and encoding.global_ is not None]
-    if by != "lesions" and levels:
-        return _by_similarity(encoding, sentences, bundle, name, structure)
-    if by is None and seen_fine and name is None and structure is not None:
+    if "sentence" not in bundle.config.aligned_levels and name is None and structure is not None:
         return _by_segment(encoding, structure, bundle)
     if "sentence" not in bundle.config.aligned_levels:
         raise refuse(
