@@ -131,6 +131,7 @@ class FindingEntry:
     """How one finding is decided. assessed False: the model does not tell it from chance; `reason` says what was seen.
 
     A calibrated probability from `threshold_present` on is present, below `threshold_absent` absent, between uncertain.
+    prevalence: share of present among the cases that it was calibrated on; None where that is not known.
     """
 
     name: str
@@ -139,11 +140,14 @@ class FindingEntry:
     calibration: Calibration = field(default_factory=Calibration)
     threshold_absent: float = 0.35
     threshold_present: float = 0.65
+    prevalence: float | None = None
 
     def __post_init__(self) -> None:
         where = f"findings[{self.name}]"
         ordered = 0 <= self.threshold_absent <= self.threshold_present <= 1
         _check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
+        known = self.prevalence is None or 0 <= self.prevalence <= 1
+        _check(known, f"{where}.prevalence", self.prevalence, "a share from 0 to 1, or none")
         _check(self.assessed or bool(self.reason), f"{where}.reason", self.reason, "why the finding is not assessed")
 
 
@@ -251,6 +255,9 @@ class BundleConfig:
             data["views"] = {name: view for name, view in data["views"].items() if name in ("crop", "windowed")}
         if self.zero_shot is None:
             del data["zero_shot"]
+        for finding in data["findings"]:
+            if finding["prevalence"] is None:
+                del finding["prevalence"]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
 
 
@@ -284,6 +291,7 @@ def parse(text: str) -> BundleConfig:
 _OPTIONAL = {
     (BundleConfig, "family"),
     (BundleConfig, "zero_shot"),
+    (FindingEntry, "prevalence"),
     *((ViewsConfig, name) for name in ("global", "fine", "crop", "windowed")),
 }
 """Keys that not every family has, or that bundles of older versions lack; `parse` asks for the views that a family needs."""
@@ -297,7 +305,14 @@ _NESTED: dict[tuple[type, str], type] = {
     (FindingEntry, "calibration"): Calibration,
 }
 _LISTS: dict[tuple[type, str], type] = {(BundleConfig, "lesions"): LesionEntry, (BundleConfig, "findings"): FindingEntry}
-_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "Mapping[str, Any]": (dict,)}
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float),
+    "Mapping[str, Any]": (dict,),
+}
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:

@@ -23,6 +23,7 @@ from VelvetMedLib.tasks.matching import match_tokens
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
 from VelvetMedLib.tasks.regions import region_dimension, region_vector, region_vectors
 from VelvetMedLib.tasks.retrieval import ANY_CASE, Hit, Index, check_key
+from VelvetMedLib.tasks.statements import kept_row
 from VelvetMedLib.tasks.store import Facts, Item, Where, create_store, is_address, open_store, refuse, store_exists
 from VelvetMedLib.tasks.thumbnails import grey_png, thumbnail
 
@@ -155,7 +156,7 @@ class _Source:
         at = strongest.link.center_ras_mm if strongest is not None and strongest.link is not None else None
         return Item(
             volume_sha256=self.volume_sha256,
-            study=encoding.study_vector,
+            study=kept_row(encoding, bundle, states),
             id=self.case.id if self.case is not None else None,
             present=tuple(name for name, state in told.items() if state == "present"),
             absent=tuple(name for name, state in told.items() if state == "absent"),

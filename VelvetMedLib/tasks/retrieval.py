@@ -20,6 +20,7 @@ from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.crop import takes_one_crop, text_vectors
 from VelvetMedLib.tasks.grounding import LONGEST_TEXT_TOKENS, checked_text
 from VelvetMedLib.tasks.matching import MOST_CANDIDATES, match_logits, need_match_head
+from VelvetMedLib.tasks.statements import scan_query, words_query
 from VelvetMedLib.tasks.store import Entry, Store, Where, open_store, refuse
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ ANY_CASE = Where()
 
 @dataclass(frozen=True)
 class Hit:
-    """One result. number: the case's neutral name. similarity: cosine of what was compared. match: what re-ranking added to it.
+    """One result. number: the case's neutral name. similarity: cosine of what was compared; for words, plus how far the case bears out
+    what they state (`tasks.statements`). match: what re-ranking added to it.
 
     shared: present findings that query and case have in common. source: whether a report or the model names the case's findings.
     region: the organ in which the two are most alike, or by which they were compared, with its cosine; None for words.
@@ -123,20 +125,23 @@ class Index:
         vector: the query's study vector, or its vector of the organ `region`. present, regions: the query's findings and vectors of
         organs, for the reasons.
         """
-        ranked = self._store.nearest(vector, count, where, region)
+        query = scan_query(vector, self.bundle) if region is None else vector
+        ranked = self._store.nearest(query, count, where, region)
         entries = self._store.entries([number for number, _ in ranked])
         return [_hit(entry, score, present, regions or {}, region) for entry, (_, score) in zip(entries, ranked, strict=True)]
 
     def by_text(self, text: str, *, count: int = 5, where: Where = ANY_CASE, rerank: bool = False) -> list[Hit]:
-        """The cases whose study vectors are nearest to a text's report vector.
+        """The cases nearest to a text: by cosine, and by what it states of findings where the bundle weighs that.
 
-        rerank: by cosine plus match logit, among the best 256 by cosine. Raises BundleError without a trained match head.
+        rerank: by similarity plus match logit, among the best 256. Raises BundleError without a trained match head.
         """
         if rerank:
             need_match_head(self.bundle)
         sentences = checked_text(text)
-        said = tuple(r.name for r in parse_report(" ".join(sentences)) if r.state == "present")
-        ranked = self._store.nearest(text_vector(sentences, self.bundle), max(count, MOST_CANDIDATES) if rerank else count, where)
+        records = parse_report(" ".join(sentences))
+        said = tuple(r.name for r in records if r.state == "present")
+        query = words_query(text_vector(sentences, self.bundle), records, self.bundle)
+        ranked = self._store.nearest(query, max(count, MOST_CANDIDATES) if rerank else count, where)
         entries = self._store.entries([number for number, _ in ranked])
         hits = [_hit(entry, score, said, {}, None) for entry, (_, score) in zip(entries, ranked, strict=True)]
         if rerank and hits:

@@ -22,7 +22,7 @@ from VelvetMedLib.errors import IndexMismatchError, UsageError
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.shapes import Triple
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STRUCTURES = 32
 """Organs that may have a region vector: the structures of the ontology, by label - 1."""
 
@@ -62,7 +62,7 @@ class CaseRecord:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Item(CaseRecord):
-    """A case for the index. study: unit vector [D]. place: where its scan is, for the private part."""
+    """A case for the index. study: its row [D], whose dot product with a query ranks it. place: where its scan is, for the private part."""
 
     volume_sha256: str
     study: NDArray[np.float32]
@@ -123,7 +123,7 @@ class Store(Protocol):
         """Take cases out with everything that was kept of them; returns how many there were."""
 
     def nearest(self, query: NDArray[np.float32], count: int, where: Where, region: str | None = None) -> list[tuple[int, float]]:
-        """(number, cosine) of the nearest cases, best first; by study vectors, or by those of an organ."""
+        """(number, dot product) of the nearest cases, best first; by the rows of studies, or by the unit vectors of an organ."""
 
     def entries(self, numbers: Sequence[int]) -> list[Entry]:
         """The cases of these numbers, in this order."""

@@ -54,7 +54,7 @@ def is_address(place: Path | str) -> bool:
 
 
 class DatabaseStore:
-    """`Store` behind one connection. Cosines are pgvector's, exact: no approximate index is made."""
+    """`Store` behind one connection. Dot products are pgvector's, exact: no approximate index is made."""
 
     def __init__(self, address: str) -> None:
         with _told():
@@ -142,7 +142,7 @@ class DatabaseStore:
         if region is not None:
             organ_row(region)
             column, tables = "vector", "velvetmed_cases JOIN velvetmed_regions USING (number)"
-        words = f"SELECT number, 1 - ({column} <=> %(query)s::vector) FROM {tables} WHERE {chosen} ORDER BY 2 DESC, number LIMIT %(count)s"
+        words = f"SELECT number, -({column} <#> %(query)s::vector) FROM {tables} WHERE {chosen} ORDER BY 2 DESC, number LIMIT %(count)s"
         with _told():
             return [(int(number), float(score)) for number, score in self._db.execute(words, values).fetchall()]
 
