@@ -9,7 +9,7 @@ from VelvetMedLib.reports import Finding, FindingRecord, Side, fill_slots, ontol
 from VelvetMedLib.reports.asked import Asked
 from VelvetMedLib.reports.phrases import capitalise, value_text
 from VelvetMedLib.tasks.report import compose, finding_support
-from VelvetMedLib.tasks.vqa.known import CANNOT, Known, Planned, cannot
+from VelvetMedLib.tasks.vqa.known import CANNOT, Known, Planned, cannot, millilitres
 
 SIDES = {"left": "left", "right": "right", "both": "both sides"}
 _VALUES = {
@@ -92,9 +92,9 @@ def _detail(finding: Finding, record: FindingRecord, kind: str) -> tuple[str, st
     if kind == "severity" and record.severity is not None:
         return f"{record.severity}.", record.severity
     if kind in ("volume", "size") and record.volume_ml is not None and not finding.sized:
-        return f"{_ml(record.volume_ml)}.", None
+        return f"{millilitres(record.volume_ml)}.", None
     if kind == "volume" and record.volume_ml is not None:
-        return f"{_ml(record.volume_ml)}.", "[VALUE]"
+        return f"{millilitres(record.volume_ml)}.", "[VALUE]"
     if kind in ("size", "volume") and record.value is not None and (said := value_text(record)) is not None:
         return f"{_VALUES.get(finding.measure.quantity, '{}').format(said)}.", "[VALUE]"
     return None
@@ -130,10 +130,6 @@ def _beside(finding: Finding, found: CaseFinding) -> str:
 def _marks(found: CaseFinding) -> str:
     who = " Noted by a person, not by the model." if found.by_person else ""
     return who + (" Out of date: a segment behind it has been edited." if found.stale else "")
-
-
-def _ml(volume_ml: float) -> str:
-    return f"{volume_ml:.0f} ml" if volume_ml >= 10 else f"{volume_ml:.1f} ml"
 
 
 def _on_side(known: Known, found: CaseFinding, kind: str, side: Side) -> Planned:

@@ -95,5 +95,11 @@ def not_understood(known: Known) -> Planned:
     return Planned(f"{plan.text} You can ask, for example: {told}", None, 0.0, unanswered="not_understood")
 
 
+def millilitres(volume_ml: float) -> str:
+    """With as many digits as a person reads at that size."""
+    digits = 0 if volume_ml >= 10 else 1 if volume_ml >= 1 else 2
+    return f"{volume_ml:.{digits}f} ml"
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"

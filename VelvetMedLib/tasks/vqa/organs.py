@@ -10,7 +10,7 @@ from VelvetMedLib.reports import ontology
 from VelvetMedLib.reports.asked import Asked, Organ, findings_of
 from VelvetMedLib.reports.phrases import capitalise
 from VelvetMedLib.tasks.vqa.findings import about_all, measured
-from VelvetMedLib.tasks.vqa.known import Known, Planned, cannot, percent
+from VelvetMedLib.tasks.vqa.known import Known, Planned, cannot, millilitres, percent
 
 ABOUT_EQUAL, ABOUT_EQUAL_HU = 0.05, 5.0
 """Two volumes (share of the larger) or densities closer than this are called about the same: segments are no more exact."""
@@ -53,8 +53,7 @@ class Figures:
         return cut + stale + edited
 
     def ml(self) -> str:
-        digits = 0 if self.volume_ml >= 10 else 1
-        return f"{'at least ' if self.cut else ''}{self.volume_ml:.{digits}f} ml"
+        return f"{'at least ' if self.cut else ''}{millilitres(self.volume_ml)}"
 
     def span(self) -> str:
         """Extent along the patient's axes, of all segments together."""
@@ -110,8 +109,7 @@ def of_segments(known: Known, own: Figures, kind: str) -> Planned:
         at = ", ".join(f"{axis} {value:.0f}" for axis, value in zip("RAS", own.link.center_ras_mm, strict=True))
         text = f"The {own.display} is marked on the scan; its middle is at {at} mm."
     else:
-        digits = 0 if own.volume_ml >= 10 else 1
-        text = f"The {name} measure{'s' if not plural else ''} {own.volume_ml:.{digits}f} ml."
+        text = f"The {name} measure{'s' if not plural else ''} {millilitres(own.volume_ml)}."
         if kind == "size":
             text += f" It spans {own.span()}.{_judged(known, own)}"
         text += own.marks

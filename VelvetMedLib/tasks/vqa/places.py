@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.case import About, CaseFinding, Link
-from VelvetMedLib.reports import LUNG_LOBES, Finding, ontology
+from VelvetMedLib.reports import LUNG_LOBES, ontology
 from VelvetMedLib.reports.asked import Asked, Organ, findings_of
 from VelvetMedLib.reports.phrases import capitalise
 from VelvetMedLib.tasks.evidence import KIDNEYS, Component, Evidence
 from VelvetMedLib.tasks.tokens import threshold_bytes
 from VelvetMedLib.tasks.vqa.findings import about_all, about_finding, not_there, worded
-from VelvetMedLib.tasks.vqa.known import Known, Planned, cannot, percent
+from VelvetMedLib.tasks.vqa.known import Known, Planned, cannot, millilitres, percent
 from VelvetMedLib.tasks.vqa.organs import Figures, about_organs, link_to, of_segments
 
 SUBCELLS = 4
-"""Samples along each edge of a cell for the share of it that lies in a box."""
+"""Samples along each edge of a cell for the share of it that lies in a box: a face is met to half a millimetre on 4 mm cells."""
 LEAST_PART = 0.5
 """Share of a lesion that must lie in a place for it to be counted and measured there; any of it makes it present there."""
 MOST_NAMED = 3
@@ -118,7 +118,7 @@ def _in_scan(known: Known, asked: Asked, about: About, place: Place | None) -> P
         return of_segments(known, Figures(segment.display, (segment,)), asked.kind if asked.kind in ("density", "site") else "size")
     if place is None:
         return cannot("not_assessed", "the case holds no encoding, so what lies in this place is not known")
-    plan = _inside(known, asked, place)
+    plan = _inside(known, asked, place, about)
     return plan if plan.link is not None else replace(plan, link=_link_of(known, about))
 
 
@@ -148,13 +148,9 @@ def in_place(known: Known, found: CaseFinding, kind: str, place: Place) -> Plann
         severity=found.severity if ml > 0.99 * whole_ml else None,
         value=found.value if ml > 0.99 * whole_ml else None,
     )
-    part = "" if inside and ml > 0.99 * whole_ml else f" {_amount(ml)} of {_amount(whole_ml)} marked lie {place.words}."
+    part = "" if inside and ml > 0.99 * whole_ml else f" {millilitres(ml)} of {millilitres(whole_ml)} marked lie {place.words}."
     plan = worded(known, found, record, kind)
     return replace(plan, text=f"{plan.text}{part}", link=place.evidence.lesion_link(largest))
-
-
-def _amount(ml: float) -> str:
-    return f"{ml:.0f} ml" if ml >= 10 else f"{ml:.2g} ml"
 
 
 def _place(known: Known, about: About) -> Place | Planned | None:
@@ -195,23 +191,25 @@ def _finding(known: Known, asked: Asked, place: Place | None, about: About) -> P
     return in_place(known, found, asked.kind, place)
 
 
-def _touches(finding: Finding, found: CaseFinding, place: Place) -> bool:
-    """Whether any of a finding's marked voxels lie in a place: a pleural effusion is in no organ."""
-    if finding.lesion is None or found.state not in ("present", "uncertain"):
-        return False
-    return any(place.part_of(c) > 0 for c in place.evidence.components(ontology().lesion(finding.lesion).channel))
+def _touching(found: CaseFinding, place: Place) -> Component | None:
+    """The largest marked lesion of a finding of which any lies in a place."""
+    lesion = ontology().finding(found.name).lesion
+    if lesion is None or found.state not in ("present", "uncertain"):
+        return None
+    parts = [c for c in place.evidence.components(ontology().lesion(lesion).channel) if place.part_of(c) > 0]
+    return max(parts, key=lambda c: c.meta.volume_ml, default=None)
 
 
-def _inside(known: Known, asked: Asked, place: Place) -> Planned:
+def _inside(known: Known, asked: Asked, place: Place, about: About) -> Planned:
     """Density and volume of a box or of an organ's part in it, or everything that it holds."""
     structures = place.structures_ml()
     named = [name for name in asked.structures if name in structures]
     if asked.organs and not named:
         return cannot("out_of_view", f"there is no {asked.organs[0].display} {place.words}")
     if asked.kind == "volume" and named:
-        return Planned(f"{_amount(sum(structures[n] for n in named))} of the {asked.organs[0].display} lie {place.words}.")
+        return Planned(f"{millilitres(sum(structures[n] for n in named))} of the {asked.organs[0].display} lie {place.words}.")
     if asked.kind in ("volume", "size") and not named:
-        return Planned(f"{_amount(place.volume_ml)} of the scanned body lie {place.words}.")
+        return Planned(f"{capitalise(str(about))}: {millilitres(about.volume_ml)}.")
     if asked.kind == "density" and place.mean_hu is not None:
         if not named:
             return Planned(f"The mean density {place.words} is {place.mean_hu:.0f} HU.")
@@ -223,8 +221,7 @@ def _inside(known: Known, asked: Asked, place: Place) -> Planned:
 
 def _everything(known: Known, asked: Asked, place: Place, structures: dict[str, float]) -> Planned:
     """Organs that fill the place most, its density, and the findings that have voxels there."""
-    shown = [f for f in known.findings if f.state in ("present", "uncertain")]
-    here = [f for f in shown if _touches(ontology().finding(f.name), f, place)]
+    here = {f: part for f in known.findings if (part := _touching(f, place)) is not None}
     if place.mean_hu is None:
         return cannot("out_of_view", "no part of the body lies in it")
     named = [f"{ontology().structure(name).display} {percent(ml / place.volume_ml)}" for name, ml in list(structures.items())[:MOST_NAMED]]
@@ -235,7 +232,7 @@ def _everything(known: Known, asked: Asked, place: Place, structures: dict[str, 
         return Planned(f"{organs} No finding is looked for there.")
     # What is seen elsewhere is not seen here; that it is absent here is only said of what has voxels that could have been here.
     plan = about_all(asked.kind or "findings", judged)
-    link = next((f.link for f in here if f.link is not None), None)
+    link = next((place.evidence.lesion_link(part) for part in here.values()), None)
     return replace(plan, text=f"{plan.text} {organs}", key=None, finding=None, link=link)
 
 
