@@ -23,7 +23,11 @@ from VelvetMedLib.reports.prose import STYLES
 SURFACE = {
     "sample": ["--no-dicom"],
     "cohort make": ["--cases", "--out", "--processes", "--seed"],
-    "analyze": ["--bundle", "--device", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--series", "--style", "volume"],
+    "analyze": [
+        "--bundle", "--device", "--length", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--sections", "--series", "--style",
+        "--writer", "volume",
+    ],
+    "phrases": ["--out", "source"],
     "ask": ["--box", "--bundle", "--device", "--segment", "case", "question"],
     "ground": ["--bundle", "--device", "case", "phrase"],
     "index": ["--bundle", "--device", "--keep-text", "--out", "--remove", "folder"],

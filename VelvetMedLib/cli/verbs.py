@@ -90,13 +90,16 @@ def cohort(options: Namespace) -> None:
 
 def analyze(options: Namespace) -> None:
     from VelvetMedLib import tasks
+    from VelvetMedLib.tasks.writers import DraftSettings, open_writer
 
+    draft = DraftSettings(style=options.style, sections=options.sections, length=options.length)
     _check_out(options.out, "case.json", "case")
     volume = _volume(options.volume, options.series)
     bundle = _bundle(options)
+    writer = None if options.writer is None else open_writer(options.writer, bundle)
     with show.progress() as progress:
         case = tasks.analyze(
-            volume, bundle, out=options.out, style=options.style, progress=progress,
+            volume, bundle, out=options.out, draft=draft, writer=writer, progress=progress,
             keep_image=not options.no_image, keep_encoding=not options.no_encoding, cleaning=not options.no_cleaning,
         )  # fmt: skip
     states = {state: [f.display for f in case.findings if f.state == state] for state in ("present", "uncertain", "absent", "not_assessed")}
@@ -119,6 +122,21 @@ def analyze(options: Namespace) -> None:
         "notice": case.disclaimer,
     }
     show.result(data, "\n".join(lines), as_json=options.json)
+
+
+def phrases(options: Namespace) -> None:
+    from VelvetMedLib.reports.own_phrases import write_phrases
+    from VelvetMedLib.tasks.writers.composer import gather
+
+    found = gather(options.source)
+    write_phrases(options.out, found)
+    data = {"out": str(options.out), "reports": found.reports, "sentences": found.sentences, "phrases": len(found.phrases)}
+    lines = [
+        f"{len(found.phrases)} phrases from {found.sentences} sentences of {found.reports} reports are in {options.out}.",
+        "A sentence was taken only if it speaks of one finding in words that say nothing of a patient.",
+        RESEARCH_USE_ONLY,
+    ]
+    show.result(data | {"notice": RESEARCH_USE_ONLY}, "\n".join(lines), as_json=options.json)
 
 
 def ask(options: Namespace) -> None:
@@ -331,6 +349,6 @@ def _millimetres(point: tuple[float, float, float]) -> str:
 
 
 VERBS: dict[str, Callable[[Namespace], None]] = {
-    "sample": sample, "cohort": cohort, "analyze": analyze, "ask": ask, "ground": ground, "index": index,
+    "sample": sample, "cohort": cohort, "analyze": analyze, "phrases": phrases, "ask": ask, "ground": ground, "index": index,
     "search": search, "embed": embed, "review": review, "evaluate": evaluate, "models": models, "doctor": doctor,
 }  # fmt: skip

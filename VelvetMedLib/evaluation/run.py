@@ -29,6 +29,7 @@ from VelvetMedLib.tasks.findings import calibrated, finding_logits
 from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.segmentation import organ_labels
 
+from VelvetMedLib.tasks.writers import DraftSettings
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
@@ -70,7 +71,8 @@ def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
     seed = int(case.record["seed"])
     # A twin shares its sibling's seed; its texts must differ all the same.
     turn = 2 * WORDING_SEED + (case.record["twin_of"] is not None)
-    done = run_analysis(case.volume, bundle, style=STYLE)
+    done = run_analysis(case.volume, bundle, draft=DraftSettings(style=STYLE))
+    seconds = round(time.monotonic() - started, 2)
     written = {
         name: write_report(case.findings, style=style, rng=stream(seed, f"evaluation {name}", turn), held_out_wording=name == "unseen")
         for name, style in WORDINGS.items()

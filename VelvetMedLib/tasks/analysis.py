@@ -24,8 +24,9 @@ from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
-from VelvetMedLib.tasks.report import Draft, draft_report
+from VelvetMedLib.tasks.report import DEFAULT, Draft, draft_report
 from VelvetMedLib.tasks.segmentation import organ_labels, overlay_lesions, segments_of
+from VelvetMedLib.tasks.writers import DraftSettings, Writer, open_writer
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -59,7 +60,8 @@ def analyze(
     bundle: Bundle,
     *,
     out: Path | str | None = None,
-    style: str = "structured",
+    draft: DraftSettings = DEFAULT,
+    writer: Writer | None = None,
     parts: Collection[str] = PARTS,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
@@ -70,10 +72,11 @@ def analyze(
     """Analyse a scan; with `out`, write the Case folder there, all or nothing. Raises Cancelled, BundleError, CaseError.
 
     parts: what to make (`PARTS`); a report needs the findings, so these come with it. Raises ValueError on an unknown one.
+    draft: form of the draft report. writer: who words it, from `writers.open_writer`; None = the bundle's own.
     cleaning: apply `cleaning.RULES` to organs and lesions.
     """
     run = Run(progress, cancel, stages_of(bundle, STAGES))
-    done = run_analysis(volume, bundle, style=style, parts=parts, cleaning=cleaning, run=run)
+    done = run_analysis(volume, bundle, draft=draft, writer=writer, parts=parts, cleaning=cleaning, run=run)
     case = done.case
     if out is not None:
         with run.stage("write"):
@@ -87,7 +90,8 @@ def run_analysis(
     volume: Volume,
     bundle: Bundle,
     *,
-    style: str = "structured",
+    draft: DraftSettings = DEFAULT,
+    writer: Writer | None = None,
     parts: Collection[str] = PARTS,
     cleaning: bool = True,
     run: Run | None = None,
@@ -103,7 +107,8 @@ def run_analysis(
         findings = find(encoding, bundle)
     labels: NDArray[np.uint8] | None = None
     segments: tuple[Segment, ...] = ()
-    draft: Draft | None = None
+    drafted: Draft | None = None
+    spoken: dict[str, Any] = {}
     if "segments" in parts:
         with run.stage("segmentation"):
             organs = organ_labels(encoding.need_fine(), volume.grid, run)
@@ -112,18 +117,20 @@ def run_analysis(
             segments = segments_of(labels, volume, volume.grid, organs_kji=organs)
     if "report" in parts:
         with run.stage("report"):
-            draft = draft_report(findings, encoding, bundle, style=style, run=run)
+            writer = writer or open_writer(None, bundle)
+            drafted = draft_report(findings, encoding, bundle, settings=draft, writer=writer, run=run)
+            spoken = {"style": draft.style, "sentences": drafted.origin, "writer": dict(writer.facts)}
     case = Case(
         id=uuid.uuid4().hex[:12],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input=CaseInput.of(volume),
         model=_model_of(bundle),
         segments=segments,
-        findings=findings if draft is not None or "findings" in parts else (),
-        report=draft.report if draft is not None else None,
+        findings=findings if drafted is not None or "findings" in parts else (),
+        report=drafted.report if drafted is not None else None,
         timings=dict(run.timings),
         warnings=(*volume.warnings, *encoding.run.get("warnings", ()), *(WITHOUT[part] for part in missing)),
-        run=run_record(encoding, bundle) | {"style": style, "sentences": draft.origin if draft is not None else {}} | _attribution(volume),
+        run=run_record(encoding, bundle) | spoken | _attribution(volume),
     )
     return Analysis(case, labels, encoding)
 

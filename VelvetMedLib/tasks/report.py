@@ -1,4 +1,4 @@
-"""The draft report: one sentence per finding, written by the decoder, filled from measurement, and checked by parsing it back.
+"""The draft report: sentences worded by a writer (`tasks.writers`), filled from measurement, and checked by parsing them back.
 
 A sentence that says another finding, state, side, site, size, count or grade than the plan, or any number that was not
 measured, is replaced by a composed one from `reports.prose`. Its support then is that of the finding alone.
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from VelvetMedLib.case import CaseFinding, Report, Section, Sentence
-from VelvetMedLib.reports import FindingRecord, ontology
+from VelvetMedLib.reports import FindingRecord, State, ontology
 from VelvetMedLib.reports.parse import parse_sentence
 from VelvetMedLib.reports.phrases import fill_slots, phrase_book
-from VelvetMedLib.reports.prose import STYLES, write_sentence
+from VelvetMedLib.reports.prose import write_sentence
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.progress import Run
-from VelvetMedLib.tasks.prompts import available_slots, report_prefix
-from VelvetMedLib.tasks.writing import Written, has_decoder, write
+from VelvetMedLib.tasks.prompts import available_slots
+from VelvetMedLib.tasks.writers import DraftSettings, Writer, open_writer
+from VelvetMedLib.tasks.writers.base import IMPRESSION, NOT_ASSESSED
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -34,41 +35,88 @@ SIZE_TOLERANCE_MM = 0.6
 
 @dataclass(frozen=True)
 class Draft:
-    """The report and, per finding, whether its sentence was written by the decoder ("written") or composed ("composed")."""
+    """The report and, per finding that has a sentence of its own, whether the writer's words were taken ("written") or the built-in
+    phrases spoke ("composed")."""
 
     report: Report
     origin: dict[str, str]
 
 
+DEFAULT = DraftSettings()
+
+
 def draft_report(
-    findings: tuple[CaseFinding, ...], encoding: Encoding, bundle: Bundle, *, style: str = "structured", run: Run | None = None
+    findings: tuple[CaseFinding, ...],
+    encoding: Encoding,
+    bundle: Bundle,
+    *,
+    settings: DraftSettings = DEFAULT,
+    writer: Writer | None = None,
+    run: Run | None = None,
 ) -> Draft:
-    """The whole report, sections in the ontology's order, then what was not assessed, then the impression."""
-    if style not in STYLES:
-        raise ValueError(f"unknown report style {style!r}; known: {', '.join(STYLES)}")
-    planned = [f for f in findings if not _silent(f, findings)]
-    records = [f.record() for f in planned]
-    written: list[Written] = []
-    if has_decoder(bundle):
-        written = write([report_prefix(bundle.tokenizer, r) for r in records], encoding, bundle, run)
-    states = {f.name: f.state for f in findings}
+    """The whole report, sections in the ontology's order, then what was not assessed, then the impression.
+
+    writer: None = `open_writer(None, bundle)`.
+    """
     titles = phrase_book()["sections"]
+    wanted = {title for section, title in titles.items() if settings.has(section)}
+    states = {f.name: f.state for f in findings}
+    planned = [f for f in findings if not _silent(f, findings) and _title(f) in wanted]
+    together = [f for f in planned if settings.length == "brief" and f.state in ("absent", "not_assessed")]
+    alone = [f for f in planned if f not in together]
     sentences: dict[str, list[Sentence]] = {title: [] for title in titles.values()}
     origin: dict[str, str] = {}
-    for n, (finding, record) in enumerate(zip(planned, records, strict=True)):
-        title = titles[ontology().finding(finding.name).section]
-        draft = written[n] if written else None
-        text = accepted(draft, record, states, title) if draft is not None else None
+    records = [f.record() for f in alone]
+    proposed = (writer or open_writer(None, bundle)).write(records, encoding, settings.style, run or Run())
+    for finding, record, wording in zip(alone, records, proposed, strict=True):
+        title = _title(finding)
+        text = None if wording is None else accepted(wording.slotted, record, states, title)
         origin[finding.name] = "composed" if text is None else "written"
         support = finding_support(finding)
-        if text is not None and draft is not None and support is not None:
-            support = round(math.sqrt(support * draft.probability), 4)
-        text = text or compose(record, style, title)
+        if text is not None and wording is not None and wording.probability is not None and support is not None:
+            support = round(math.sqrt(support * wording.probability), 4)
+        text = text or compose(record, settings.style, title)
         sentences[title].append(Sentence(text=text, state=finding.state, support=support, finding=finding.name, link=finding.link))
+    for title, lines in sentences.items():
+        lines += _together([f for f in together if _title(f) == title], settings.style, title)
     sections = [Section(title=title, sentences=tuple(lines)) for title, lines in sentences.items() if lines]
-    sections += _limits(findings)
-    sections.append(Section(title="Impression", sentences=_impression(findings)))
-    return Draft(Report(style=style, sections=tuple(sections)), origin)
+    if settings.has(NOT_ASSESSED):
+        sections += _limits(findings)
+    if settings.has(IMPRESSION):
+        sections.append(Section(title="Impression", sentences=_impression(findings)))
+    return Draft(Report(style=settings.style, sections=tuple(sections)), origin)
+
+
+def _title(finding: CaseFinding) -> str:
+    return str(phrase_book()["sections"][ontology().finding(finding.name).section])
+
+
+def _together(findings: list[CaseFinding], style: str, title: str) -> list[Sentence]:
+    """Findings without a sentence of their own in one sentence for each state, if it reads back as that; else one by one.
+
+    Its support is the least of theirs.
+    """
+    sentences = []
+    wordings: tuple[tuple[State, str], ...] = (("absent", "No {}."), ("not_assessed", "Not covered by this scan: {}."))
+    for state, wording in wordings:
+        same = [f for f in findings if f.state == state]
+        text = wording.format(_listed([f.display for f in same]))
+        read = {m.name: m.state for m in parse_sentence(text, title)}
+        if len(same) > 1 and read == {f.name: state for f in same}:
+            supports = [s for s in map(finding_support, same) if s is not None]
+            sentences.append(Sentence(text=text, state=state, support=min(supports, default=None), finding=None, link=None))
+        else:
+            sentences += [
+                Sentence(
+                    text=compose(f.record(), style, title), state=state, support=finding_support(f), finding=f.name, link=f.link
+                )
+                for f in same
+            ]  # fmt: skip
+    return sentences
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def finding_support(finding: CaseFinding) -> float | None:
@@ -87,10 +135,9 @@ def _silent(finding: CaseFinding, findings: tuple[CaseFinding, ...]) -> bool:
     return both and mass is not None and finding.size_mm is not None and finding.size_mm == mass.size_mm
 
 
-def accepted(draft: Written, record: FindingRecord, states: Mapping[str, str], title: str = "") -> str | None:
-    """The decoder's sentence with its slots filled, or None if anything in it is not in the record."""
-    slotted = draft.slotted
-    if not draft.ended or not slotted or re.search(r"\d", slotted):
+def accepted(slotted: str, record: FindingRecord, states: Mapping[str, str], title: str = "") -> str | None:
+    """A writer's sentence with its slots filled, or None if anything in it is not in the record."""
+    if not slotted or re.search(r"\d", slotted):
         return None
     slots = set(re.findall(r"\[[A-Z]+\]", slotted))
     if slots - set(available_slots(record)):
@@ -117,7 +164,7 @@ def agrees(text: str, record: FindingRecord, states: Mapping[str, str], title: s
 
 
 def compose(record: FindingRecord, style: str, title: str = "", *, seed: str = "") -> str:
-    """A sentence on a record without the decoder, itself checked by parsing. The same record always gets the same words,
+    """A sentence on a record in the built-in phrases, itself checked by parsing. The same record always gets the same words,
     so that one scan stored in two forms (DICOM and NIfTI) gets one report."""
     rng = np.random.default_rng([zlib.crc32(f"{seed}{record.name}".encode())])
     states = {record.name: record.state}

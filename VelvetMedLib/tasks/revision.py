@@ -25,8 +25,9 @@ from VelvetMedLib.tasks.encoding import FinePart, fine_maps
 from VelvetMedLib.tasks.evidence import Evidence
 from VelvetMedLib.tasks.findings import find
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
-from VelvetMedLib.tasks.report import draft_report
+from VelvetMedLib.tasks.report import DEFAULT, draft_report
 from VelvetMedLib.tasks.tokens import lesion_tokens
+from VelvetMedLib.tasks.writers import DraftSettings, Writer
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -53,13 +54,14 @@ def revise(
     edited: Sequence[int],
     bundle: Bundle,
     *,
-    style: str = "structured",
+    draft: DraftSettings = DEFAULT,
+    writer: Writer | None = None,
     progress: ProgressCallback | None = None,
     cancel: CancelCallback | None = None,
 ) -> Revised:
     """Findings and draft with the voxels of the `edited` labels replaced. labels_kji: on the volume's grid, other labels do not matter.
 
-    The scan is encoded only if this worker has not done so before.
+    draft, writer: as of an analysis. The scan is encoded only if this worker has not done so before.
     """
     need_heads(bundle, "findings and a draft from edited segments")
     run = Run(progress, cancel, {"prepare": 0.2, "fine": 0.4, "tokens": 0.1, "global": 0.05, "measure": 0.1, "report": 0.15})
@@ -70,8 +72,8 @@ def revise(
         evidence = Evidence(fine, bundle.config.lesion_thresholds)
         findings = tuple(_against_the_model(f, evidence, labels_kji, edited) for f in find(changed, bundle))
     with run.stage("report"):
-        draft = draft_report(findings, changed, bundle, style=style, run=run)
-    return Revised(findings=findings, report=draft.report)
+        drafted = draft_report(findings, changed, bundle, settings=draft, writer=writer, run=run)
+    return Revised(findings=findings, report=drafted.report)
 
 
 def with_labels(fine: FinePart, labels_kji: LabelsKJI, grid: Grid, edited: Sequence[int], thresholds: Sequence[float]) -> FinePart:
