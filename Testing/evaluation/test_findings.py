@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
+from VelvetMedLib.evaluation import findings
 from VelvetMedLib.evaluation.findings import (
+    KINDS,
+    SIZES_MM,
     FindingTable,
     auroc,
     average_precision,
@@ -84,7 +87,7 @@ def test_equal_scores_rank_by_chance() -> None:
     assert auroc(np.array([0.0, 1, 0, 1]), np.ones(4))(ONCE)[0] == 0.5
 
 
-def test_the_table_is_scored_by_finding_kind_and_size() -> None:
+def test_the_table_is_scored_by_finding_kind_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def records(state: str, size: float | None) -> list[FindingRecord]:
         return [
             FindingRecord(name="lung_nodule", state=state, size_mm=size),  # type: ignore[arg-type]
@@ -94,15 +97,51 @@ def test_the_table_is_scored_by_finding_kind_and_size() -> None:
     truth = [records("present", 8.0), records("present", 15.0), records("absent", None), records("present", 20.0)]
     said = [records("absent", None), records("present", 9.0), records("absent", None), records("present", 30.0)]
     scores = [{"lung_nodule": p} for p in (0.3, 0.9, 0.4, 0.8)]
-    table = FindingTable.of(truth, scores, said, calibrated=False)
+    monkeypatch.setattr(findings, "LEAST_POSITIVES", 1)
+    table = FindingTable.of(truth, scores, said)
     found = {name: measure(ONCE)[0] for name, measure in measures(table).items()}
     assert found["findings/lung_nodule/AUROC"] == found["findings/focal/AUROC"] == pytest.approx(2 / 3)
     assert found["findings/all/recall"] == pytest.approx(2 / 3) and found["findings/all/precision"] == 1.0
-    assert [found[f"findings/{size_name(*s)}/recall"] for s in ((0, 10), (10, 20), (20, np.inf))] == [0.0, 1.0, 1.0]
+    by_size = [{metric: found[f"findings/focal {size_name(*s)}/{metric}"] for metric in ("AUROC", "recall", "F1")} for s in SIZES_MM]
+    one_of_two = {"AUROC": 1.0, "recall": 1.0, "F1": 1.0}
+    assert by_size == [{"AUROC": 0.0, "recall": 0.0, "F1": 0.0}, one_of_two, one_of_two, one_of_two]
     assert np.isnan(found["findings/emphysema/F1"]) and np.isnan(found["findings/all/ECE"])
     assert table.counts()["lung_nodule"] == {"present": 3, "absent": 1}
 
 
+def test_a_class_of_size_is_held_against_all_cases_without_the_finding() -> None:
+    draw = np.random.default_rng(6)
+    names = ontology().finding_names
+    column = names.index("lung_nodule")
+    truth, score = np.full((60, len(names)), np.nan), np.full((60, len(names)), np.nan)
+    truth[:, column], score[:, column] = draw.random(60) < 0.5, draw.random(60)
+    size = np.where(truth == 1.0, draw.uniform(4, 30, truth.shape), np.nan)
+    table = FindingTable(names=names, truth=truth, score=score, probability=score, called=score > 0.6, size_mm=size)
+    found = measures(table)
+    for low, high in SIZES_MM:
+        kept = [n for n in range(60) if truth[n, column] == 0 or low <= size[n, column] < high]
+        y, s = truth[kept, column], score[kept, column]
+        slow = {"AUROC": roc_auc_score(y, s), "AUPRC": average_precision_score(y, s), "F1": f1_score(y, s > 0.6)}
+        assert {m: found[f"findings/focal {size_name(low, high)}/{m}"](np.ones((1, 60)))[0] for m in slow} == pytest.approx(slow)
+
+
+def test_a_finding_with_too_few_cases_of_a_class_enters_no_mean() -> None:
+    names = ("lung_nodule", "liver_lesion")
+    truth = np.array([[1.0, 1]] * 5 + [[0, 0]] * 4 + [[0, np.nan]])
+    score = np.column_stack([np.arange(10.0), -np.arange(10.0)])
+    table = FindingTable(names=names, truth=truth, score=score, probability=score, called=score > 0, size_mm=np.full_like(score, np.nan))
+    found = {name: measure(np.ones((1, 10)))[0] for name, measure in measures(table).items()}
+    assert (found["findings/lung_nodule/AUROC"], found["findings/liver_lesion/AUROC"]) == (0.0, 1.0)
+    assert found["findings/all/AUROC"] == found["findings/focal/AUROC"] == 0.0
+
+
+def test_only_calibrated_findings_have_probabilities() -> None:
+    truth = [[FindingRecord(name="emphysema", state="present"), FindingRecord(name="lung_mass", state="absent")]]
+    table = FindingTable.of(truth, [{"emphysema": 0.7, "lung_mass": 0.9}], [[]], calibrated=["emphysema"])
+    assert calibration_error(table.truth, table.probability)(np.ones((1, 1)))[0] == pytest.approx(0.3)
+
+
 def test_every_finding_is_of_one_kind() -> None:
     kinds = {f.name: kind_of(f) for f in ontology().findings}
+    assert set(kinds.values()) == set(KINDS)
     assert (kinds["lung_nodule"], kinds["consolidation"], kinds["splenomegaly"]) == ("focal", "diffuse", "measured organ")

@@ -49,6 +49,11 @@ def test_the_results_are_figures_a_page_and_plots(finished: Path) -> None:
         assert f"## {part.split('/')[0].capitalize()}" in page
     pictures = sorted(path.name for path in finished.glob("*.png"))
     assert len(pictures) == 7 and all(f"({name})" in page for name in pictures)
+    assert [b["cases"] for b in data["reliability"]["focal"]] and sum(b["cases"] for b in data["reliability"]["all"]) == sum(
+        sum(counts.values()) for counts in data["findings"].values()
+    )
+    ways = [m for m in ("pointing", "pointing by lesion head", "pointing by cosine map") if f"grounding/all/{m}" in data["measures"]]
+    assert len(ways) == 3 and all(f" {m} |" in page for m in ways)
     chance = data["measures"]["retrieval/all/own report/chance/text to image R@1"]
     assert chance["value"] == pytest.approx(1 / CASES)
 
@@ -123,7 +128,9 @@ def test_a_reader_without_fault_scores_full_marks_and_is_clearly_better(finished
     shutil.copytree(finished, perfect)
     _better(perfect)
     once = {name: float(measure(np.ones((1, CASES)))[0]) for name, measure in load(perfect).measures.items()}
-    full = ("findings/all/AUROC", "findings/all/F1", "answers/model/mean of types", "report/model/F1", "report/model/BLEU-4")
+    full = ("findings/all/F1", "answers/model/mean of types", "report/model/F1", "report/model/BLEU-4")
+    told = [value for name, value in once.items() if name.count("/") == 2 and name.endswith("/AUROC") and np.isfinite(value)]
+    assert told == [1.0] * len(told) and told
     assert [once[name] for name in full] == pytest.approx([1.0] * len(full), abs=0.05)
     assert once["report/model/contradictions"] == once["findings/all/ECE"] == 0.0
     found = {d.name: d for d in compare(finished, perfect, tmp_path)}
@@ -156,6 +163,17 @@ def test_evaluations_over_other_cases_are_not_compared(finished: Path, tmp_path:
         compare(finished, other, tmp_path)
 
 
+def test_evaluations_with_other_questions_are_not_compared(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    _, outputs = read_outputs(other)
+    data = outputs[0].as_dict()
+    data["answers"] = [*data["answers"][1:], data["answers"][0]]
+    case_file(other, outputs[0].case).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be compared"):
+        compare(finished, other, tmp_path)
+
+
 def test_the_nearest_report_is_never_that_of_the_case_itself_or_its_twin(finished: Path) -> None:
     _, outputs = read_outputs(finished)
     for one, text in zip(outputs, nearest_reports(outputs), strict=True):
@@ -172,6 +190,6 @@ def test_a_model_of_vectors_alone_is_measured_by_what_it_can_do(
     parts = {name.split("/")[0] for name in figures}
     assert not parts & {"segmentation", "report"} and ("retrieval" in parts) is text
     assert figures["grounding/all/placed"].value == float(text) and figures["grounding/all/chance"].value is not None
-    assert (figures["findings/all/AUROC"].value is not None) is text and figures["findings/all/ECE"].value is None
+    assert (figures["findings/all/recall"].value is not None) and figures["findings/all/ECE"].value is None
     page = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
     assert "no probabilities" in page and "## Report" not in page

@@ -17,7 +17,7 @@ from VelvetMedLib.ct import from_array
 from VelvetMedLib.errors import BundleError, Cancelled, CaseError, UsageError
 from VelvetMedLib.tasks.analysis import ENCODING_FILE
 from VelvetMedLib.tasks.encoding import load_encoding
-from VelvetMedLib.tasks.grounding import middle_grid
+from VelvetMedLib.tasks.grounding import cell_grid
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,12 @@ def test_a_bundle_whose_sentences_were_never_aligned_places_no_free_phrase(copy:
     assert tasks.ground(encoding, "pleural effusion", unaligned).source == "lesions"
 
 
-def test_the_middle_levels_cells_tile_the_body_box(copy: Path):
+@pytest.mark.parametrize("level", ["bottom", "middle"])
+def test_the_cells_of_a_level_tile_the_body_box(copy: Path, random_bundle: Any, level: str):
     encoding = load_encoding(copy / ENCODING_FILE)
-    low, high = middle_grid(encoding.need_global()).box_ras()
+    seen = encoding.need_global()
+    counts = getattr(seen, level).shape[:0:-1]
+    low, high = cell_grid(seen, counts, random_bundle.config.views.global_.shape_voxels).box_ras()
     assert np.allclose(low, encoding.need_fine().body_box_ras[0], atol=1e-6)
     assert np.allclose(high, encoding.need_fine().body_box_ras[1], atol=1e-6)
 

@@ -203,7 +203,7 @@ def _grounded(found: Grounding) -> str:
     place = f"RAS {_millimetres(found.peak_ras_mm)}"
     if found.source == "segment":
         return f"The middle of the segment is at {place}"
-    if found.threshold is not None and found.score < found.threshold:
+    if not found.marked:
         return f"Nothing is marked: the highest lesion probability is {found.score:.2f}, the model's threshold {found.threshold:.2f}"
     return f"Peak at {place}: {'lesion probability' if found.source == 'lesions' else 'similarity'} {found.score:.2f}"
 

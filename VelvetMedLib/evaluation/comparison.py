@@ -13,6 +13,7 @@ import numpy as np
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.evaluation.bootstrap import Estimate, Measure, Weights, estimate, resamples
+from VelvetMedLib.evaluation.outputs import CaseOutput
 from VelvetMedLib.evaluation.protocol import Evaluation, load
 from VelvetMedLib.files import write_text
 
@@ -69,12 +70,13 @@ def differences(first: Mapping[str, Measure], second: Mapping[str, Measure], wei
 def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Difference]:
     """Two finished evaluations over the same cohort; writes comparison.json and comparison.md into `out`. Raises UsageError."""
     a, b = load(first), load(second)
-    if a.facts.cohort != b.facts.cohort or [x.case for x in a.outputs] != [x.case for x in b.outputs]:
+    # A later generator writes other reports and questions from the same seed.
+    if a.facts.cohort != b.facts.cohort or not all(_same_case(x, y) for x, y in zip(a.outputs, b.outputs, strict=True)):
         raise UsageError(
             "The two evaluations cannot be compared.",
             found=f"cohorts of seeds {a.facts.cohort_seed} and {b.facts.cohort_seed} with {len(a.outputs)} and {len(b.outputs)} cases",
-            expected="two evaluations over the same cohort",
-            next_step="Evaluate both bundles with the same --cohort.",
+            expected="two evaluations over the same cases, reports and questions",
+            next_step="Evaluate both bundles with the same --cohort and the same VelvetMed.",
         )
     found = differences(a.measures, b.measures, resamples(a.groups))
     names = [f"{x.facts.bundle_id} {x.facts.bundle_version}" for x in (a, b)]
@@ -87,6 +89,11 @@ def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Diff
     write_text(Path(out) / COMPARISON, json.dumps(data, indent=1) + "\n")
     write_text(Path(out) / "comparison.md", as_markdown(found, names, a))
     return found
+
+
+def _same_case(one: CaseOutput, other: CaseOutput) -> bool:
+    asked = [[(a["kind"], a["finding"], a["truth"]) for a in x.answers] for x in (one, other)]
+    return one.case == other.case and one.references == other.references and asked[0] == asked[1]
 
 
 HEADLINES = (
@@ -105,6 +112,7 @@ HEADLINES = (
     "report/model/hallucinations per normal case",
     "report/model/ROUGE-L",
     "grounding/all/pointing",
+    "grounding/all/called and pointed at",
 )
 """Named before anyone looks: with hundreds of figures some differ clearly by chance."""
 

@@ -5,7 +5,7 @@ Every figure is a `bootstrap.Measure`, so that its interval and a paired compari
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from VelvetMedLib.reports import Finding, FindingRecord, ontology
 Floats = NDArray[np.float64]
 BINS = 10
 """Of equal width, for the calibration error."""
-SIZES_MM = ((0.0, 10.0), (10.0, 20.0), (20.0, np.inf))
-"""Classes of the true longest diameter, from (including) to (excluding)."""
+SIZES_MM = ((0.0, 10.0), (10.0, 20.0), (20.0, np.inf), (10.0, np.inf))
+"""Classes of the true longest diameter of focal findings, from (including) to (excluding)."""
+LEAST_POSITIVES = 5
+"""Of each class: the ranking of fewer is noise, and enters no mean over findings."""
+KINDS = ("focal", "diffuse", "measured organ")
 TRUTH = {"present": 1.0, "absent": 0.0}
 
 
@@ -28,7 +31,7 @@ class FindingTable:
     """All cases' findings, [cases, findings] in the order of `names`.
 
     truth: 1 present, 0 absent, NaN where the record is unsure or could not see. score: what ranks the cases, NaN where there is none.
-    probability: the score where it is meant as a probability, else NaN. called: what is called present. size_mm: of the truth, NaN.
+    probability: the score where it is meant as a probability, else NaN. called: what is called present. size_mm: of the truth, else NaN.
     """
 
     names: tuple[str, ...]
@@ -45,9 +48,10 @@ class FindingTable:
         scores: Sequence[Mapping[str, float]],
         said: Sequence[Sequence[FindingRecord]],
         *,
-        calibrated: bool,
+        calibrated: Collection[str] = (),
     ) -> FindingTable:
-        """From the truth, the scores by finding and the called findings of each case; the ontology's findings."""
+        """From the truth, the scores by finding and the called findings of each case; the ontology's findings.
+        calibrated: those whose scores are probabilities."""
         names = ontology().finding_names
         truth, size, called = [], [], []
         for true, told in zip(records, said, strict=True):
@@ -62,7 +66,7 @@ class FindingTable:
             names=names,
             truth=np.array(truth, np.float64).reshape(shape),
             score=score,
-            probability=score if calibrated else np.full_like(score, np.nan),
+            probability=np.where([n in calibrated for n in names], score, np.nan),
             called=np.array(called, bool).reshape(shape),
             size_mm=np.array(size, np.float64).reshape(shape),
         )
@@ -74,6 +78,21 @@ class FindingTable:
     @property
     def present(self) -> NDArray[np.bool_]:
         return self.truth == 1.0
+
+    def columns(self, kind: str) -> list[int]:
+        """Of the findings of a kind, or of "all"."""
+        return [n for n, name in enumerate(self.names) if kind in ("all", kind_of(ontology().finding(name)))]
+
+    def of_size(self, low: float, high: float) -> FindingTable:
+        """The focal findings, present in this class of size or absent."""
+        columns = self.columns("focal")
+        size = self.size_mm[:, columns]
+        truth = np.where(self.present[:, columns] & ~((size >= low) & (size < high)), np.nan, self.truth[:, columns])
+        names = tuple(self.names[n] for n in columns)
+        return FindingTable(
+            names=names, truth=truth, score=self.score[:, columns], probability=self.probability[:, columns],
+            called=self.called[:, columns], size_mm=size,
+        )  # fmt: skip
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Present and absent cases of each finding."""
@@ -89,27 +108,32 @@ def kind_of(finding: Finding) -> str:
 
 
 def measures(table: FindingTable) -> dict[str, Measure]:
-    """By name: of each finding, of each kind of finding, of each class of size, and of all."""
+    """By name: of each finding, of all, of each kind of finding, and of focal findings by class of size (beside all cases without)."""
     out: dict[str, Measure] = {}
-    of_finding: dict[str, dict[str, Measure]] = {}
     for column, name in enumerate(table.names):
         truth, score, called = table.truth[:, column], table.score[:, column], table.called[:, column]
         own = {"AUROC": auroc(truth, score), "AUPRC": average_precision(truth, score)} | calls(truth, called)
         own["ECE"] = calibration_error(truth, table.probability[:, column])
-        of_finding[name] = own
         out |= {f"findings/{name}/{metric}": measure for metric, measure in own.items()}
-    kinds = {name: kind_of(ontology().finding(name)) for name in table.names}
-    for group in ("all", *dict.fromkeys(kinds.values())):
-        columns = [n for n, name in enumerate(table.names) if group in ("all", kinds[name])]
-        for metric in ("AUROC", "AUPRC"):
-            out[f"findings/{group}/{metric}"] = mean_of([of_finding[table.names[n]][metric] for n in columns])
-        micro = calls(table.truth[:, columns], table.called[:, columns])
-        out |= {f"findings/{group}/{metric}": measure for metric, measure in micro.items()}
-        out[f"findings/{group}/ECE"] = calibration_error(table.truth[:, columns], table.probability[:, columns])
-    for low, high in SIZES_MM:
-        of_size = table.present & (table.size_mm >= low) & (table.size_mm < high)
-        out[f"findings/{size_name(low, high)}/recall"] = ratio((table.called & of_size).sum(1), of_size.sum(1))
+    for kind in ("all", *KINDS):
+        out |= {f"findings/{kind}/{metric}": measure for metric, measure in _of_group(table, table.columns(kind)).items()}
+        out[f"findings/{kind}/ECE"] = calibration_error(table.truth[:, table.columns(kind)], table.probability[:, table.columns(kind)])
+    for size in SIZES_MM:
+        part = table.of_size(*size)
+        group = _of_group(part, part.columns("all"))
+        out |= {f"findings/focal {size_name(*size)}/{metric}": measure for metric, measure in group.items()}
     return out
+
+
+def _of_group(table: FindingTable, columns: Sequence[int]) -> dict[str, Measure]:
+    """Means of AUROC and AUPRC over the findings with cases enough; precision, recall and F1 pool all of them."""
+    truth, score = table.truth[:, columns], table.score[:, columns]
+    enough = np.flatnonzero(np.minimum((truth == 1.0).sum(0), (truth == 0.0).sum(0)) >= LEAST_POSITIVES)
+    ranked: dict[str, Measure] = {
+        metric: mean_of([rank(truth[:, n], score[:, n]) for n in enough])
+        for metric, rank in (("AUROC", auroc), ("AUPRC", average_precision))
+    }
+    return ranked | calls(truth, table.called[:, columns])
 
 
 def size_name(low: float, high: float) -> str:

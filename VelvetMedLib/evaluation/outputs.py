@@ -15,7 +15,7 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.files import write_json
 from VelvetMedLib.reports import FindingRecord
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN = "run.json"
 CASES = "cases"
 METRICS = "metrics.json"
@@ -28,7 +28,8 @@ class CaseOutput:
     group: cases of one group (twins) are no independent evidence. view: field of view. truth, said: finding records.
     scores: by finding, what ranks the cases. report: the draft. references: the truth in words, by wording ("seen", "unseen");
     texts: their vectors, and study that of the scan, unit vectors of one space.
-    answers: kind, finding, truth, answer. structures: `segmentation.StructureScore` of organs and lesions. pointing: `grounding.Pointed`.
+    answers: `answers.Answered` without case and group. structures: `segmentation.StructureScore` of organs and lesions. pointing: `grounding.Pointed`.
+    seconds: of the analysis.
     """
 
     case: str
@@ -61,12 +62,13 @@ class CaseOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the outputs of a folder rest on: the same facts, the same outputs. calibrated: whether scores are meant as probabilities."""
+    """What the outputs of a folder rest on: the same facts, the same outputs. calibrated: findings whose scores are meant as
+    probabilities."""
 
     bundle_id: str
     bundle_version: str
     bundle_key: str
-    calibrated: bool
+    calibrated: Sequence[str]
     cohort_seed: int
     cohort_cases: int
     cohort_options: Mapping[str, Any]

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from VelvetMedLib import RESEARCH_USE_ONLY
+from VelvetMedLib.evaluation.answers import POLICIES
 from VelvetMedLib.evaluation.bootstrap import DRAWS, Estimate
-from VelvetMedLib.evaluation.findings import SIZES_MM, kind_of, size_name
+from VelvetMedLib.evaluation.findings import LEAST_POSITIVES, kind_of
+from VelvetMedLib.evaluation.grounding import NEAR_MM
+from VelvetMedLib.evaluation.grounding import WAYS as POINTED
 from VelvetMedLib.evaluation.outputs import METRICS
 from VelvetMedLib.evaluation.reports import SIZE_TOLERANCE_MM, SIZE_TOLERANCE_SHARE
 from VelvetMedLib.evaluation.retrieval import KS, WAYS
@@ -38,7 +41,7 @@ def page(done: Evaluation, estimates: Estimates, pictures: Sequence[str]) -> str
         f"Figures stand with their 95 % interval ({DRAWS} bootstrap draws over cases, twins together); – is not defined on these cases. "
         f"Everything is in `{METRICS}`.",
         *_retrieval(estimates),
-        *_findings(estimates, counts, calibrated=facts.calibrated),
+        *_findings(estimates, counts, calibrated=bool(facts.calibrated)),
         *_segmentation(estimates),
         *_answers(estimates),
         *_reports(estimates),
@@ -80,23 +83,22 @@ def _retrieval(estimates: Estimates) -> list[str]:
 
 
 def _findings(estimates: Estimates, counts: Mapping[str, Mapping[str, int]], *, calibrated: bool) -> list[str]:
-    names = parts(estimates, "findings/")
-    groups = [n for n in names if n not in counts and f"findings/{n}/F1" in estimates]
+    groups = [n for n in parts(estimates, "findings/") if n not in counts]
     rows = []
     for name in [*groups, *counts]:
         own = counts.get(name)
         kind = kind_of(ontology().finding(name)) if own else ""
         figures = [estimates.get(f"findings/{name}/{metric}", NOTHING) for metric in FINDING_METRICS]
         rows.append([name if own else f"**{name}**", kind, own["present"] if own else "", own["absent"] if own else "", *figures])
-    sizes = [[size_name(*size), estimates.get(f"findings/{size_name(*size)}/recall", NOTHING)] for size in SIZES_MM]
     uncalibrated = "" if calibrated else " The scores of this bundle are no probabilities: no ECE."
     return [
         "## Findings",
-        "AUROC, AUPRC and ECE from the scores of all findings, also of those that the bundle does not use; precision, recall and F1 from "
-        "what it calls present. Groups: AUROC and AUPRC are means over findings, the others pool them. What the record is unsure of or "
-        f"could not see is left out.{uncalibrated}",
+        "AUROC and AUPRC from the scores of all findings, also of those that the bundle does not use; precision, recall and F1 from what "
+        "it calls present; ECE of those that it uses. Groups: AUROC and AUPRC are means over findings with at least "
+        f"{LEAST_POSITIVES} cases present and absent, the others pool them. By size: focal findings of that true size beside all cases "
+        "without; there is no ECE, as no probability speaks of a size. What the record is unsure of or could not see is left out."
+        f"{uncalibrated}",
         table(["finding", "kind", "present", "absent", *FINDING_METRICS], rows),
-        table(["true size", "recall"], sizes),
     ]
 
 
@@ -121,11 +123,16 @@ def _answers(estimates: Estimates) -> list[str]:
     who = parts(estimates, "answers/")
     kinds = parts(estimates, "answers/model/")
     rows = [[kind, *(estimates.get(f"answers/{one}/{kind}", NOTHING) for one in who)] for kind in kinds]
+    agreeing = [[name, estimates[f"consistency/{name}"]] for name in parts(estimates, "consistency/")]
+    policies = "; ".join(f"{name}: {what}" for name, what in POLICIES.items())
     return [
         "## Answers",
-        "Share of right answers by type of question; a list of findings counts by its F1. Both baselines learn from the other half of "
-        "the cases: the commonest answer to the type of question, and to the type of question about that finding.",
+        "Share of right answers by type of question; a list of findings counts by its F1. What is not answered is not right; answered: the "
+        "share that is; when answered: the share right among it, for the baselines on the same questions. Balanced: mean over the true "
+        "answers. Both baselines learn from the other half of the cases: the commonest answer (of numbers the median) to the type of "
+        f"question, and to the type of question about that finding or organ. Yes or no, three ways of answering ({policies}).",
         table(["question", *who], rows),
+        table(["share that agree", ""], agreeing) if agreeing else "",
     ]
 
 
@@ -153,11 +160,14 @@ def _reports(estimates: Estimates) -> list[str]:
 
 def _grounding(estimates: Estimates) -> list[str]:
     names = parts(estimates, "grounding/")
-    metrics = ("pointing", "chance", "placed")
+    if not names:
+        return []
+    metrics = [m for m in (*POINTED.values(), "called and pointed at", "chance", "placed") if f"grounding/all/{m}" in estimates]
     rows = [[f"**{n}**" if n == "all" else n, *(estimates[f"grounding/{n}/{metric}"] for metric in metrics)] for n in names]
     return [
         "## Grounding",
-        "A true sentence on each present finding; a hit is a peak of the heat-map within one voxel of the finding. Chance: a random point "
-        "of the body. What the bundle does not place is a miss.",
+        f"A true sentence on each present finding; a hit is a peak of the heat-map within {NEAR_MM:g} mm of the finding. Chance: a random "
+        "point of the body. Pointing: as the bundle answers; what it does not place, or where it marks nothing, is a miss. By lesion head, "
+        "by cosine map: in that way alone. Called and pointed at: a finding that the bundle does not call present is a miss, too.",
         table(["finding", *metrics], rows),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.evaluation.bootstrap import Estimate
-from VelvetMedLib.evaluation.findings import reliability
+from VelvetMedLib.evaluation.grounding import WAYS
 from VelvetMedLib.evaluation.page import parts
 from VelvetMedLib.evaluation.retrieval import KS
 from VelvetMedLib.reports import ontology
@@ -42,14 +42,14 @@ def draw_all(done: Evaluation, estimates: Mapping[str, Estimate], out: Path) -> 
         figures["findings.png"] = dots(
             "AUROC by finding", [_display(n) for n in told], {"AUROC": column("findings", told, "AUROC")}, line=0.5
         )
-    if done.facts.calibrated and (bins := reliability(done.table.truth, done.table.probability)):
-        figures["reliability.png"] = _reliability(bins)
+    if any(done.reliability.values()):
+        figures["reliability.png"] = _reliability(done.reliability, estimates)
     structures = [n for n in parts(estimates, "segmentation/") if n not in ("organs", "lesions")]
     if structures:
         figures["segmentation.png"] = dots(
             "Dice by structure", [_display(n) for n in structures], {"Dice": column("segmentation", structures, "Dice")}
         )
-    kinds = [n for n in parts(estimates, "answers/model/") if n != "mean of types"]
+    kinds = [n for n in parts(estimates, "answers/model/") if n != "mean of types" and not n.endswith(("answered", "balanced"))]
     who = parts(estimates, "answers/")
     figures["answers.png"] = dots(
         "Right answers by type of question", kinds, {n: [estimates[f"answers/{n}/{k}"] for k in kinds] for n in who}
@@ -58,7 +58,8 @@ def draw_all(done: Evaluation, estimates: Mapping[str, Estimate], out: Path) -> 
         metrics = ["precision", "recall", "F1", "F1 with side", "F1 with size", "accuracy", "contradictions", "ROUGE-L"]
         figures["report.png"] = dots("Draft report", metrics, {n: [estimates[f"report/{n}/{m}"] for m in metrics] for n in writers})
     if pointed := parts(estimates, "grounding/"):
-        points = {metric: column("grounding", pointed, metric) for metric in ("pointing", "chance")}
+        there = [metric for metric in (*WAYS.values(), "chance") if f"grounding/all/{metric}" in estimates]
+        points = {metric: column("grounding", pointed, metric) for metric in there}
         figures["grounding.png"] = dots("Pointing at findings", [_display(n) for n in pointed], points)
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=110)
@@ -103,15 +104,19 @@ def dots(title: str, rows: Sequence[str], series: Series, *, line: float | None 
     return figure
 
 
-def _reliability(bins: Sequence[Mapping[str, float]]) -> Figure:
+def _reliability(curves: Mapping[str, Sequence[Mapping[str, float]]], estimates: Mapping[str, Estimate]) -> Figure:
     figure = _figure(5.0)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-    axes.plot([b["probability"] for b in bins], [b["present"] for b in bins], "o-", color=COLOURS[0])
-    for b in bins:
+    for n, (kind, bins) in enumerate(curves.items()):
+        if bins:
+            label = f"{kind}: ECE {estimates[f'findings/{kind}/ECE']}"
+            axes.plot([b["probability"] for b in bins], [b["present"] for b in bins], "o-", color=COLOURS[n % len(COLOURS)], label=label)
+    for b in curves["all"]:
         axes.annotate(f"{b['cases']:.0f}", (b["probability"], b["present"]), textcoords="offset points", xytext=(5, -9), fontsize=7)
     axes.set(
-        title="Are probabilities to be believed? All findings, number of pairs of case and finding",
+        title="Are probabilities to be believed? At points of all findings: pairs of case and finding",
         xlabel="mean probability", ylabel="share present", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal",
     )  # fmt: skip
+    axes.legend(loc="upper left", fontsize=8)
     return figure

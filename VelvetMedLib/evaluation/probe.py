@@ -13,12 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from VelvetMedLib.evaluation.bootstrap import estimate, resamples
-from VelvetMedLib.evaluation.findings import auroc
+from VelvetMedLib.evaluation.findings import LEAST_POSITIVES, auroc
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse regularisation strengths tried; validation chooses."""
-LEAST_POSITIVES = 5
-"""Of each class, in each part: below it a figure would be noise."""
 
 Features = NDArray[np.floating[Any]]
 Truth = NDArray[np.floating[Any]]

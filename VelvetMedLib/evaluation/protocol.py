@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,13 @@ class Evaluation:
     outputs: Sequence[CaseOutput]
     table: FindingTable
     measures: Mapping[str, Measure]
+
+    @property
+    def reliability(self) -> dict[str, list[dict[str, Any]]]:
+        """The curve of all findings and of each kind; empty where no score is meant as a probability."""
+        table = self.table
+        kinds = {kind: table.columns(kind) for kind in ("all", *findings.KINDS)}
+        return {kind: findings.reliability(table.truth[:, own], table.probability[:, own]) for kind, own in kinds.items()}
 
     @property
     def groups(self) -> list[str]:
@@ -74,7 +81,8 @@ def load(out: Path | str, *, text_model: TextModel | None = None) -> Evaluation:
         measures |= retrieval.measures(vectors([one.study for one in outputs]), texts, records, [one.view for one in outputs])
     measures |= findings.measures(table)
     measures |= segmentation.measures([[segmentation.StructureScore(**s) for s in one.structures] for one in outputs])
-    measures |= answers.measures(_answered(outputs), len(outputs))
+    answered = _answered(outputs)
+    measures |= answers.measures(answered, len(outputs)) | answers.consistency(answered, said, [one.report for one in outputs])
     measures |= _of_reports(outputs, records, text_model)
     measures |= grounding.measures([[grounding.Pointed(**p) for p in one.pointing] for one in outputs])
     measures["seconds per case"] = ratio([one.seconds for one in outputs], [1] * len(outputs))
@@ -93,6 +101,7 @@ def write_results(out: Path, *, text_model: TextModel | None = None) -> dict[str
         **done.facts.as_dict(),
         "draws": DRAWS,
         "findings": done.table.counts(),
+        "reliability": done.reliability,
         "measures": {name: value.as_dict() for name, value in estimates.items()},
     }
     write_text(out / METRICS, json.dumps(data, indent=1) + "\n")
@@ -125,7 +134,7 @@ def _of_reports(
         ]
         own = reports.measures(counts) | wording.measures(texts[writer], references, text_model)
         out |= {f"report/{writer}/{name}": measure for name, measure in own.items()}
-        called = FindingTable.of(records, [{}] * len(records), said, calibrated=False)
+        called = FindingTable.of(records, [{}] * len(records), said)
         for column, name in enumerate(called.names):
             of_one = findings.calls(called.truth[:, column], called.called[:, column])
             out |= {f"report/{writer}/{name}/{metric}": measure for metric, measure in of_one.items()}

@@ -16,11 +16,13 @@ from VelvetMedLib.case import Case
 from VelvetMedLib.cohorts import CohortCase, load_case, read_cohort
 from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.errors import BundleError, UsageError
+from VelvetMedLib.evaluation.asking import questions_beside
 from VelvetMedLib.evaluation.findings import TRUTH
-from VelvetMedLib.evaluation.grounding import body_of, point_at
+from VelvetMedLib.evaluation.grounding import WAYS, Pointed, Way, body_of, target_of
 from VelvetMedLib.evaluation.outputs import CaseOutput, RunFacts, case_file, claim, write_output
 from VelvetMedLib.evaluation.segmentation import score_case
 from VelvetMedLib.reports import HELD_OUT_STYLE, ProseSection, make_questions, ontology, render, write_report, write_sentence
+from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks import ground, run_analysis, vqa
 from VelvetMedLib.tasks.analysis import Analysis
 from VelvetMedLib.tasks.crop import takes_one_crop
@@ -28,8 +30,8 @@ from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.findings import calibrated, finding_logits
 from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.segmentation import organ_labels
-
 from VelvetMedLib.tasks.writers import DraftSettings
+
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
@@ -48,7 +50,7 @@ def run_bundle(bundle: Bundle, cohort_folder: Path | str, out: Path, *, progress
         bundle_id=bundle.config.id,
         bundle_version=bundle.config.version,
         bundle_key=bundle.sha256,
-        calibrated=not takes_one_crop(bundle),
+        calibrated=[entry.name for entry in bundle.config.findings if entry.assessed and not takes_one_crop(bundle)],
         cohort_seed=cohort.seed,
         cohort_cases=len(cohort),
         cohort_options=cohort.manifest["options"],
@@ -91,7 +93,7 @@ def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
         answers=_answers(case, done, bundle, stream(seed, "evaluation questions", turn)),
         structures=_structures(case, done),
         pointing=_pointing(case, done, bundle, stream(seed, "evaluation phrases", turn)),
-        seconds=round(time.monotonic() - started, 2),
+        seconds=seconds,
     )
 
 
@@ -125,10 +127,15 @@ def _text_vectors(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle)
 
 
 def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """What is asked of a case and said. forced: yes or no by the finding's score alone, whatever stands in the way of a call."""
+    known = vqa.known_of(done.case.findings, done.case.segments, done.encoding, bundle)
+    scores = {} if takes_one_crop(bundle) else _scores(done.encoding, bundle)
+    forced = {name: vqa.leaning(p, *known.thresholds[name]) for name, p in scores.items()}
     kept = []
-    for q in make_questions(case.findings, rng):
+    for q in [*make_questions(case.findings, rng), *questions_beside(case, rng)]:
         said = vqa.answer(q.question, done.case.findings, done.case.segments, done.encoding, bundle)
-        kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, "answer": said.answer})
+        told = {"answer": said.answer, "unanswered": said.unanswered, "leaning": said.leaning}
+        kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, **told, "forced": forced.get(q.finding or "")})
     return kept
 
 
@@ -156,16 +163,27 @@ def _structures(case: CohortCase, done: Analysis) -> list[dict[str, Any]]:
 
 
 def _pointing(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """A sentence on each present finding that has voxels, and where the bundle sees it."""
+    """A sentence on each present finding that has voxels, and where the bundle sees it in each way."""
     body = body_of(case.volume.voxels_kji, case.organs_kji)
+    called = {finding.name for finding in done.case.findings if finding.state == "present"}
     kept = []
     for record in (r for r in case.findings if TRUTH.get(r.state) == 1.0 and r.instance_ids):
         phrase = write_sentence(record, rng, "narrative").text
-        try:
-            peak = ground(done.encoding, phrase, bundle).peak_ras_mm
-        except (BundleError, UsageError):
-            peak = None
-        pointed = point_at(record.name, peak, lesion_mask(case, record.instance_ids), case.volume.grid, body)
-        if pointed is not None:
-            kept.append(asdict(pointed))
+        target = target_of(lesion_mask(case, record.instance_ids), case.volume.grid, body)
+        if target is None:
+            continue
+        for way in WAYS:
+            peak = _peak(done.encoding, phrase, bundle, way)
+            hit = peak is not None and target.holds(peak)
+            told = record.name in called
+            kept.append(asdict(Pointed(finding=record.name, way=way, called=told, placed=peak is not None, hit=hit, chance=target.chance)))
     return kept
+
+
+def _peak(encoding: Encoding, phrase: str, bundle: Bundle, way: Way) -> Triple | None:
+    """Where a phrase is placed; None where it cannot be, or nothing is marked."""
+    try:
+        found = ground(encoding, phrase, bundle, by=None if way == "answer" else way)
+    except (BundleError, UsageError):
+        return None
+    return found.peak_ras_mm if found.marked else None

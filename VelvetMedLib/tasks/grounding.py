@@ -1,8 +1,9 @@
 """Where in the scan a phrase is: a heat-map on the scan's own grid, and its peak in RAS mm.
 
 A phrase that names a finding with a lesion channel is answered by that channel's probability, on the side or in the lobe
-that the phrase names. Any other phrase is answered by the similarity of its words with the cells of the global view's
-middle level, and with every structure; where the bundle never learnt such similarity, an organ is shown by its segment.
+that the phrase names. Any other phrase is answered by the cosine map of the hierarchy: a few words by the similarity of each with the
+cells of the global view's bottom level, sentences by theirs with the middle level, and with every structure where the bundle has a
+reader of organs. Where the bundle never learnt such similarity, an organ is shown by its segment.
 A model that takes one crop answers every phrase by the similarity of its words with the crop's cells.
 """
 
@@ -21,7 +22,7 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import LUNG_LOBES, ontology, understand
 from VelvetMedLib.reports.parse import find_findings, parse_sentence
 from VelvetMedLib.reports.sentences import split_sentences
-from VelvetMedLib.shapes import Triple
+from VelvetMedLib.shapes import IntTriple, Triple
 from VelvetMedLib.tasks.crop import similarity_xyz, takes_one_crop, text_vectors
 from VelvetMedLib.tasks.encoding import CropPart, Encoding, GlobalPart
 from VelvetMedLib.tasks.evidence import Evidence
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
 LONGEST_TEXT_TOKENS = 160
+MOST_WORDS = 3
+"""A text of more words is read as sentences: what its words mean lies in how they stand together."""
+LEAST_IN_ORGAN = 0.05
+"""Heat of an organ that a phrase names where the phrase is least similar."""
+Way = Literal["lesions", "similarity", "segment"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +44,24 @@ class Grounding:
     "segment" (1 in the organ that is named, peak in its middle).
 
     score: the probability or cosine at the peak. structures: names with their cosine, most similar first, for "similarity".
-    threshold: for "lesions" the probability from which the bundle marks a voxel; below it nothing of the kind was seen.
+    level: of the hierarchy, for its cosine map. threshold: for "lesions" the probability from which the bundle marks a voxel; below
+    it nothing of the kind was seen.
     """
 
     heat_kji: NDArray[np.float32]
     grid: Grid
     peak_ras_mm: Triple
     score: float
-    source: Literal["lesions", "similarity", "segment"]
+    source: Way
     finding: str | None
     structures: tuple[tuple[str, float], ...] = ()
+    level: Literal["sentence", "word"] | None = None
     threshold: float | None = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether anything was seen at all."""
+        return self.threshold is None or self.score >= self.threshold
 
     def on(self, grid: Grid) -> NDArray[np.float32]:
         """The heat-map on another grid, (k, j, i), 0 outside of it."""
@@ -68,26 +81,38 @@ def checked_text(text: str) -> list[str]:
     return sentences
 
 
-def ground(encoding: Encoding, phrase: str, bundle: Bundle) -> Grounding:
-    """Where a phrase is in the scan. Needs the whole encoding; no encoder of images runs."""
+def ground(encoding: Encoding, phrase: str, bundle: Bundle, *, by: Literal["lesions", "similarity"] | None = None) -> Grounding:
+    """Where a phrase is in the scan; no encoder of images runs. by: in this way only; without it in the surest that there is.
+
+    Of the encoding it takes what there is: "fine" for lesions and organs, "global" for similarity, "reader" for the similarity of
+    organs. Raises BundleError where the bundle cannot place the phrase, UsageError where there are no words or the organ is not seen.
+    """
     sentences = checked_text(phrase)
-    if takes_one_crop(bundle):
-        return _by_cells(encoding.need_crop(), sentences, bundle, next(iter(find_findings(phrase)), None))
     name = next(iter(find_findings(phrase)), None)
-    if name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed:
+    if takes_one_crop(bundle) and by != "lesions":
+        return _by_cells(encoding.need_crop(), sentences, bundle, name)
+    seen_fine = encoding.fine is not None
+    if by != "similarity" and seen_fine and _has_channel(name, bundle):
+        assert name is not None
         return _by_lesions(encoding, name, phrase, bundle)
     named = understand(phrase).structures
     structure = named[0] if len(named) == 1 else None
-    if "sentence" not in bundle.config.aligned_levels and name is None and structure is not None:
+    levels = [level for level in ("sentence", "word") if level in bundle.config.aligned_levels and encoding.global_ is not None]
+    if by != "lesions" and levels:
+        return _by_similarity(encoding, sentences, bundle, name, structure)
+    if by is None and seen_fine and name is None and structure is not None:
         return _by_segment(encoding, structure, bundle)
-    if "sentence" not in bundle.config.aligned_levels:
-        raise refuse(
-            f"The bundle {bundle.config.id!r} cannot place this phrase.",
-            found="sentences and image cells that were never trained to agree",
-            expected="a phrase that names an organ or a finding which the bundle assesses and marks, or a bundle aligned by sentences",
-            next_step="Name such a finding ('velvetmed models show' lists them), or choose another bundle.",
-        )
-    return _by_similarity(encoding, sentences, bundle, name, structure)
+    raise refuse(
+        f"The bundle {bundle.config.id!r} cannot place this phrase.",
+        found="sentences and image cells that were never trained to agree",
+        expected="a phrase that names an organ or a finding which the bundle assesses and marks, or a bundle aligned by sentences or words",
+        next_step="Name such a finding ('velvetmed models show' lists them), or choose another bundle.",
+    )
+
+
+def _has_channel(name: str | None, bundle: Bundle) -> bool:
+    """Whether the bundle marks a finding's voxels and may be believed."""
+    return name is not None and ontology().finding(name).lesion is not None and bundle.config.finding(name).assessed
 
 
 def _by_cells(part: CropPart, sentences: list[str], bundle: Bundle, name: str | None) -> Grounding:
@@ -137,6 +162,7 @@ def _by_segment(encoding: Encoding, structure: str, bundle: Bundle) -> Grounding
 
 
 def _by_similarity(encoding: Encoding, sentences: list[str], bundle: Bundle, name: str | None, structure: str | None) -> Grounding:
+    """Mean over the text's sentences, or words, of their cosine with every cell of their level."""
     import torch
 
     from VelvetMedLib.models.velvet import GlobalFeatures
@@ -144,53 +170,62 @@ def _by_similarity(encoding: Encoding, sentences: list[str], bundle: Bundle, nam
     seen, model = encoding.need_global(), bundle.model
     if not bundle.config.architecture.get("tribert"):
         raise refuse("The bundle cannot read text.", found="no text encoder", expected="a bundle with 'tribert'")
+    level = _level_of(sentences, bundle)
     with torch.inference_mode():
         layout = bundle.tokenizer.layout([sentences], LONGEST_TEXT_TOKENS).to(bundle.device)
-        states = model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask)
-        text = model.project_text(states, layout)
+        text = model.project_text(model.tribert.text(layout.ids, layout.type_ids, layout.pad_mask), layout)
         bottom, middle, top = (torch.from_numpy(m)[None].to(bundle.device) for m in (seen.bottom, seen.middle, seen.top))
         features = GlobalFeatures(bottom, middle, top, torch.tensor([seen.view_spacing_mm], device=bundle.device))
-        cells = model.project_image(features, ["sentence"])["sentence"][0]
-        cosine = (cells @ text["sentence"][0, 0]).float().cpu().numpy().reshape(seen.middle.shape[1:])
+        cells = model.project_image(features, [level])[level][0]
+        units = text[level][0][text[f"{level}_mask"][0]]
+        cosine_kji = (cells @ units.T).mean(1).reshape(features.of(level).shape[2:]).float().cpu().numpy().transpose(2, 1, 0)
         report = text["report"][0].float().cpu().numpy()
-    regions = encoding.need_reading().region_vectors @ report
-    mask = encoding.need_fine().region_mask
-    ranked = sorted(((s.name, float(regions[s.label - 1])) for s in ontology().structures if mask[s.label - 1]), key=lambda r: -r[1])
-    stretched = (cosine - cosine.min()) / max(float(cosine.max() - cosine.min()), 1e-6)
-    heat = stretched.transpose(2, 1, 0).astype(np.float32)
-    found = _peaked(heat, middle_grid(seen), float(cosine.max()), "similarity", name, tuple((n, round(c, 4)) for n, c in ranked))
-    if structure is None or not (encoding.need_fine().organs_xyz == ontology().structure(structure).label).any():
-        return found
-    return _within_structure(found, encoding, structure)
+    grid = cell_grid(seen, cosine_kji.shape, bundle.config.views.global_.shape_voxels)
+    low, high = float(cosine_kji.min()), float(cosine_kji.max())
+    heat = ((cosine_kji - low) / max(high - low, 1e-6)).astype(np.float32)
+    inside = None
+    if structure is not None and encoding.fine is not None:
+        inside = encoding.fine.organs_kji == ontology().structure(structure).label
+    if inside is not None and inside.any() and encoding.fine is not None:
+        # A named organ is where its segment is: the similarity is kept only inside it.
+        within = resample_array(heat, grid, encoding.fine.grid, outside=0.0, antialias=False)
+        heat, grid = np.where(inside, np.maximum(within, LEAST_IN_ORGAN), 0.0).astype(np.float32), encoding.fine.grid
+    found = _peaked(heat, grid, low + float(heat.max()) * (high - low), "similarity", name)
+    return replace(found, level=level, structures=_ranked_structures(encoding, report))
 
 
-def _within_structure(found: Grounding, encoding: Encoding, structure: str) -> Grounding:
-    """A named organ is where its segment is: the similarity is kept only inside it."""
-    fine = encoding.need_fine()
-    inside = fine.organs_kji == ontology().structure(structure).label
-    heat = np.where(inside, np.maximum(found.on(fine.grid), 0.05), 0.0).astype(np.float32)
-    return _peaked(heat, fine.grid, found.score, "similarity", found.finding, found.structures)
+def _level_of(sentences: list[str], bundle: Bundle) -> Literal["sentence", "word"]:
+    few = sum(len(sentence.split()) for sentence in sentences) <= MOST_WORDS
+    order: tuple[Literal["sentence", "word"], ...] = ("word", "sentence") if few else ("sentence", "word")
+    return next(level for level in order if level in bundle.config.aligned_levels)
 
 
-def middle_grid(seen: GlobalPart) -> Grid:
-    """The grid of the middle level's cells: each covers a block of cells of the global view."""
-    counts = np.array(seen.middle.shape[1:])
-    # The middle level has stride 16 in the view's cells; its first centre lies 7.5 cells in.
-    stride = 16
+def _ranked_structures(encoding: Encoding, report: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+    """Cosine of the organs in view with a text's vector; nothing where no organ was read."""
+    if encoding.reading is None or encoding.fine is None:
+        return ()
+    cosine, mask = encoding.reading.region_vectors @ report, encoding.fine.region_mask
+    pairs = [(s.name, round(float(cosine[s.label - 1]), 4)) for s in ontology().structures if mask[s.label - 1]]
+    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
+
+
+def cell_grid(seen: GlobalPart, counts_kji: tuple[int, ...], view_voxels: IntTriple) -> Grid:
+    """The grid of a level's cells: each covers an equal block of the global view's voxels."""
+    k, j, i = counts_kji
+    block = np.array(view_voxels) / np.array([i, j, k])
     affine = np.array(seen.view_ijk_to_ras, np.float64)
-    affine[:3, 3] += affine[:3, :3] @ np.full(3, (stride - 1) / 2)
-    affine[:3, :3] *= stride
-    return Grid((int(counts[2]), int(counts[1]), int(counts[0])), affine)
+    affine[:3, 3] += affine[:3, :3] @ ((block - 1) / 2)
+    affine[:3, :3] *= block
+    return Grid((k, j, i), affine)
 
 
 def _peaked(
     heat: NDArray[np.float32],
     grid: Grid,
     score: float,
-    source: Literal["lesions", "similarity"],
+    source: Way,
     finding: str | None,
-    structures: tuple[tuple[str, float], ...] = (),
 ) -> Grounding:
     k, j, i = np.unravel_index(int(heat.argmax()), heat.shape)
     point = grid.ijk_to_ras @ np.array([i, j, k, 1.0])
-    return Grounding(heat, grid, (float(point[0]), float(point[1]), float(point[2])), round(score, 4), source, finding, structures)
+    return Grounding(heat, grid, (float(point[0]), float(point[1]), float(point[2])), round(score, 4), source, finding)

@@ -24,8 +24,7 @@ from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
 from VelvetMedLib.evaluation import findings
 from VelvetMedLib.evaluation.bootstrap import estimate, resamples
-from VelvetMedLib.evaluation.findings import FindingTable
-from VelvetMedLib.evaluation.probe import LEAST_POSITIVES
+from VelvetMedLib.evaluation.findings import LEAST_POSITIVES, FindingTable
 from VelvetMedLib.evaluation.records import facts_of, record_scores
 from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.files import write_json
@@ -70,7 +69,7 @@ def called(cases: list[EncodedCase], reading: Reading, calibrations: list[Findin
         names=ontology().finding_names,
         truth=truth,
         score=reading.finding_logits,
-        probability=probability,
+        probability=np.where([c.assessed for c in calibrations], probability, np.nan),
         called=probability >= limit,
         size_mm=np.full_like(truth, np.nan),
     )
@@ -102,6 +101,16 @@ def presence_summary(cases: list[EncodedCase], table: FindingTable) -> dict[str,
         "false_findings_per_normal_case": _rounded(float(table.called[normal].sum() / max(1, normal.sum()))),
         "normal_cases": int(normal.sum()),
     }
+
+
+def calibration(table: FindingTable) -> dict[str, Any]:
+    """How far the probabilities of the assessed findings are to be believed: ECE with interval, and the reliability curve."""
+    error = estimate(findings.calibration_error(table.truth, table.probability), resamples(range(len(table.truth))))
+    curve = [
+        {"probability": _rounded(b["probability"]), "present": _rounded(b["present"]), "cases": b["cases"]}
+        for b in findings.reliability(table.truth, table.probability)
+    ]
+    return {"ece": _rounded(error.value), "ece_95": [_rounded(error.low), _rounded(error.high)], "curve": curve}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -196,6 +205,7 @@ def finish(
             "lesion_dice": lesions,
             "findings": finding_table(table, calibrations),
             "presence": presence_summary(test, table),
+            "calibration": calibration(table),
             "retrieval_text_to_image": retrieval(model, tokenizer, test, on_test, settings, seed=seed),
             "answers": answers(model, tokenizer, test, seed=seed),
             "writing_perplexity": writing_perplexity(model, tokenizer, test, settings, seed=seed),
