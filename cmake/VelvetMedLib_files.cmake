@@ -93,6 +93,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/errors.py"
   "VelvetMedLib/evaluation/__init__.py"
   "VelvetMedLib/evaluation/answers.py"
+  "VelvetMedLib/evaluation/asking.py"
   "VelvetMedLib/evaluation/bootstrap.py"
   "VelvetMedLib/evaluation/comparison.py"
   "VelvetMedLib/evaluation/findings.py"

@@ -1,11 +1,12 @@
-"""Answers: what counts as right by type of question, and baselines that learn from the other cases only."""
+"""Answers: what counts as right, what is withheld, whether they agree with the report, and baselines that learn from other cases only."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from VelvetMedLib.evaluation.answers import Answered, baseline, measures, score
+from VelvetMedLib.evaluation.answers import Answered, agrees, baseline, consistency, measures, score
+from VelvetMedLib.reports import FindingRecord
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,15 @@ from VelvetMedLib.evaluation.answers import Answered, baseline, measures, score
         ("severity", "Moderate.", "moderate", 1.0),
         ("normal", "None of the findings looked for is called present. 3 of 21 findings were not assessed.", "yes", 1.0),
         ("normal", "No. Emphysema.", "no", 1.0),
+        ("volume", "The segment of the liver measures 1432 ml. It is partly outside the field of view.", "1300 ml", 1.0),
+        ("volume", "The segment of the liver measures 1432 ml.", "1200 ml", 0.0),
+        ("density", "The mean density of the liver is -8 HU.", "1 HU", 1.0),
+        ("density", "The mean density of the liver is 8 HU.", "-8 HU", 0.0),
+        ("compare", "No: the right kidney (152 ml) is smaller than the left kidney (171 ml), 11 % apart.", "left kidney", 1.0),
+        ("compare", "The liver (at least 1432 ml) is larger than the spleen (210 ml), at least 85 % apart.", "spleen", 0.0),
+        ("compare", "The heart (300 ml) and the spleen (290 ml) are about the same, 3 % apart.", "heart", 0.0),
+        ("place", "No, not in the left lower lobe: lung nodule is seen elsewhere.", "no", 1.0),
+        ("place", "Yes. Nodule.", "no", 0.0),
         ("findings", "Emphysema, pleural effusion. Uncertain: cardiomegaly.", "pleural effusion, emphysema", 1.0),
         ("findings", "Emphysema.", "emphysema, pleural effusion", 2 / 3),
         ("findings", "None of the assessed findings is present.", "no abnormal findings", 1.0),
@@ -65,3 +75,68 @@ def test_accuracy_and_balanced_accuracy_are_those_of_a_recount() -> None:
     # Case 1 twice, case 0 not at all: all of its answers are right, and no "yes" is left to balance.
     assert found["answers/model/presence"](np.array([[0.0, 2.0]]))[0] == 1.0
     assert np.isnan(found["answers/model/presence, balanced"](np.array([[0.0, 2.0]]))[0])
+
+
+def closed(case: int, truth: str, answer: str, **more: object) -> Answered:
+    return Answered(case=case, group=case, kind="presence", finding="emphysema", truth=truth, answer=answer, **more)  # type: ignore[arg-type]
+
+
+ROWS = [
+    closed(0, "yes", "Yes. Emphysema.", forced="yes"),
+    closed(1, "yes", "Uncertain, leaning yes (probability 0.40). Possible emphysema.", leaning="yes", forced="yes"),
+    closed(2, "yes", "This question cannot be answered from this scan: x.", unanswered="not_assessed", forced="no"),
+    closed(3, "no", "Uncertain, leaning yes (probability 0.40). Possible emphysema.", leaning="yes", forced="yes"),
+    closed(4, "no", "No. No emphysema.", forced="no"),
+    closed(5, "not assessed on this scan", "This question cannot be answered from this scan: x.", unanswered="out_of_view", forced="no"),
+]
+
+
+def test_what_is_withheld_lowers_coverage_and_not_the_share_right_of_what_is_said() -> None:
+    found = {name: float(measure(np.ones((1, 6)))[0]) for name, measure in measures(ROWS, 6).items() if "/model/" in name}
+    at = "answers/model/yes or no, "
+    assert [found[f"{at}{p}, answered"] for p in ("firm", "leaning", "forced")] == pytest.approx([2 / 5, 4 / 5, 1])
+    assert [found[f"{at}{p}, when answered"] for p in ("firm", "leaning", "forced")] == pytest.approx([1, 3 / 4, 3 / 5])
+    assert [found[f"{at}{p}, balanced"] for p in ("firm", "leaning", "forced")] == pytest.approx(
+        [(1 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 2) / 2]
+    )
+    assert found["answers/model/presence"] == pytest.approx(3 / 6) and found["answers/model/mean of types"] == pytest.approx(3 / 6)
+
+
+def test_baselines_are_measured_on_the_questions_that_the_model_answers() -> None:
+    found = measures(ROWS, 6)
+    # Of cases 0 and 4, which the model answers: the other half of the cases says "no" (case 3, of 1, 3, 5 one each) or "yes".
+    answered = found["answers/question only/yes or no, firm, when answered"]
+    assert answered(np.array([[1.0, 0, 0, 0, 0, 0]]))[0] in (0.0, 1.0) and np.isnan(answered(np.array([[0, 1.0, 1.0, 1.0, 0, 1.0]]))[0])
+
+
+def test_refusing_what_cannot_be_answered_is_right_and_of_numbers_the_baseline_says_the_median() -> None:
+    assert score("beyond", "This question cannot be answered", "", unanswered="beyond") == 1.0
+    assert score("beyond", "Yes.", "") == 0.0
+    sizes = [
+        Answered(case=n, group=n, kind="volume", finding="liver", truth=f"{ml} ml", answer="") for n, ml in enumerate([10, 20, 30, 40, 80])
+    ]
+    assert baseline(sizes, [lambda one: one.kind]) == ["30 ml", "30 ml", "30 ml", "30 ml", "30 ml"]
+
+
+def test_an_answer_that_contradicts_findings_or_report_is_counted() -> None:
+    record = FindingRecord(name="lung_nodule", state="present", side="left", size_mm=12.0, count=2)
+
+    def one(kind: str, answer: str, unanswered: str | None = None) -> Answered:
+        return Answered(case=0, group=0, kind=kind, finding="lung_nodule", truth="", answer=answer, unanswered=unanswered)
+
+    assert agrees(one("presence", "Yes. Two nodules."), [record]) is True
+    assert agrees(one("presence", "Uncertain. Possible nodule."), [record]) is False
+    assert agrees(one("side", "Right."), [record]) is False and agrees(one("size", "12 mm."), [record]) is True
+    assert agrees(one("count", "Three."), [record]) is False
+    assert agrees(one("side", "This question cannot be answered", "not_assessed"), [record]) is None
+    assert agrees(one("severity", "Mild."), [record]) is None  # the record has none
+    assert agrees(one("findings", "Lung nodule. Uncertain: emphysema."), [record]) is True
+    assert agrees(one("findings", "Emphysema."), [record]) is False
+    unseen = [FindingRecord(name="lung_nodule", state="not_assessed")]
+    assert agrees(one("presence", "No. No nodule."), unseen) is False
+    assert agrees(one("presence", "No. No nodule."), unseen, whole=False) is None
+    rows = [one("presence", "Yes. Two nodules."), one("side", "Left.")]
+    found = consistency(rows, [[record]], ["There is a 12 mm nodule in the right upper lobe."])
+    assert found["consistency/answers with findings"](np.ones((1, 1)))[0] == 1.0
+    assert found["consistency/answers with report"](np.ones((1, 1)))[0] == 0.5
+    assert "consistency/answers with report" not in consistency(rows, [[record]], [None])

@@ -28,7 +28,8 @@ class CaseOutput:
     group: cases of one group (twins) are no independent evidence. view: field of view. truth, said: finding records.
     scores: by finding, what ranks the cases. report: the draft. references: the truth in words, by wording ("seen", "unseen");
     texts: their vectors, and study that of the scan, unit vectors of one space.
-    answers: kind, finding, truth, answer. structures: `segmentation.StructureScore` of organs and lesions. pointing: `grounding.Pointed`.
+    answers: `answers.Answered` without case and group. structures: `segmentation.StructureScore` of organs and lesions.
+    pointing: `grounding.Pointed`.
     seconds: of the analysis.
     """
 

@@ -16,6 +16,7 @@ from VelvetMedLib.case import Case
 from VelvetMedLib.cohorts import CohortCase, load_case, read_cohort
 from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.errors import BundleError, UsageError
+from VelvetMedLib.evaluation.asking import questions_beside
 from VelvetMedLib.evaluation.findings import TRUTH
 from VelvetMedLib.evaluation.grounding import WAYS, Pointed, Way, body_of, target_of
 from VelvetMedLib.evaluation.outputs import CaseOutput, RunFacts, case_file, claim, write_output
@@ -126,10 +127,15 @@ def _text_vectors(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle)
 
 
 def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """What is asked of a case and said. forced: yes or no by the finding's score alone, whatever stands in the way of a call."""
+    known = vqa.known_of(done.case.findings, done.case.segments, done.encoding, bundle)
+    scores = {} if takes_one_crop(bundle) else _scores(done.encoding, bundle)
+    forced = {name: vqa.leaning(p, *known.thresholds[name]) for name, p in scores.items()}
     kept = []
-    for q in make_questions(case.findings, rng):
+    for q in [*make_questions(case.findings, rng), *questions_beside(case, rng)]:
         said = vqa.answer(q.question, done.case.findings, done.case.segments, done.encoding, bundle)
-        kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, "answer": said.answer})
+        told = {"answer": said.answer, "unanswered": said.unanswered, "leaning": said.leaning}
+        kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, **told, "forced": forced.get(q.finding or "")})
     return kept
 
 

@@ -105,7 +105,7 @@ def _whole(records: list[FindingRecord], rng: np.random.Generator) -> list[Quest
 
 
 def _question(kind: str, finding: Finding, slotted: str, record: FindingRecord, rng: np.random.Generator) -> Question:
-    text = choose(rng, _ASK[kind]).format(x=finding.display, a=_with_article(finding), xs=_plural(finding.display))
+    text = choose(rng, _ASK[kind]).format(x=finding.display, a=article(finding), xs=_plural(finding.display))
     return Question(text, fill_slots(slotted, record).lower() if "[" in slotted else slotted, slotted, finding.name, kind)
 
 
@@ -125,7 +125,8 @@ _COUNT_NOUNS = frozenset(
 )
 
 
-def _with_article(finding: Finding) -> str:
+def article(finding: Finding) -> str:
+    """The finding's name as it stands in a question: "a lung nodule", "emphysema"."""
     return f"a {finding.display}" if finding.name in _COUNT_NOUNS else finding.display
 
 
@@ -153,9 +154,9 @@ def suggested_questions(records: Iterable[FindingRecord], *, structures: Iterabl
             result.append(f"On which side is the {x}?")
     for record in (r for r in records if r.state == "uncertain"):
         finding = ontology().finding(record.name)
-        result.append(f"Is there {_with_article(finding)}?")
+        result.append(f"Is there {article(finding)}?")
     absent = [ontology().finding(record.name) for record in records if record.state == "absent"]
-    result += [f"Is there {_with_article(finding)}?" for finding in absent[:_OF_EACH]]
+    result += [f"Is there {article(finding)}?" for finding in absent[:_OF_EACH]]
     known = {structure.name: structure.display for structure in ontology().structures}
     result += [f"What is the volume of the {known[name]}?" for name in list(structures)[:_OF_EACH] if name in known]
     result.append("Is the scan normal?")
