@@ -39,7 +39,7 @@ from VelvetMedLib.reports import FindingRecord
         ("compare", "The heart (300 ml) and the spleen (290 ml) are about the same, 3 % apart.", "heart", 0.0),
         ("place", "No, not in the left lower lobe: lung nodule is seen elsewhere.", "no", 1.0),
         ("place", "Yes. Nodule.", "no", 0.0),
-        ("findings", "Emphysema, pleural effusion. Uncertain: cardiomegaly.", "pleural effusion, emphysema", 1.0),
+        ("findings", "Emphysema, pleural effusion. Uncertain: cardiomegaly, splenomegaly.", "pleural effusion, emphysema", 1.0),
         ("findings", "Emphysema.", "emphysema, pleural effusion", 2 / 3),
         ("findings", "None of the assessed findings is present.", "no abnormal findings", 1.0),
         ("findings", "", "emphysema", 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from VelvetMedLib.reports import LUNG_LOBES, findings_of, ontology, understand
+from VelvetMedLib.reports import findings_of, ontology, understand
 
 LOBES_LEFT = ("lung_upper_lobe_left", "lung_lower_lobe_left")
 
@@ -19,7 +19,7 @@ LOBES_LEFT = ("lung_upper_lobe_left", "lung_lower_lobe_left")
         ("Is there a nodule on the scan?", "presence", "lung_nodule", ()),
         ("collapsed lung?", "presence", "pneumothorax", ()),
         ("Is there any water around the heart?", "presence", "pericardial_effusion", ()),
-        ("spots on the lung?", "presence", "lung_nodule", LUNG_LOBES),
+        ("spots on the lung?", "presence", "lung_nodule", ()),
         ("Is the heart larger than normal?", "presence", "cardiomegaly", ("heart",)),
         ("does he have a big heart", "presence", "cardiomegaly", ("heart",)),
         ("Is the spleen enlarged?", "presence", "splenomegaly", ("spleen",)),
@@ -35,6 +35,8 @@ LOBES_LEFT = ("lung_upper_lobe_left", "lung_lower_lobe_left")
         ("Is the emphysema mild or severe?", "severity", "emphysema", ()),
         ("how much pleural effusion is there", "volume", "pleural_effusion", ()),
         ("any nodules in the left lower lobe?", "presence", "lung_nodule", ("lung_lower_lobe_left",)),
+        ("any lung mass in the left lower lobe", "presence", "lung_mass", ("lung_lower_lobe_left",)),
+        ("How many ml is the liver?", "volume", None, ("liver",)),
         ("nodule LLL?", "presence", "lung_nodule", ("lung_lower_lobe_left",)),
         ("are there stones in either kidney", "presence", "kidney_stone", ("kidney_left", "kidney_right")),
         ("How large is the liver?", "size", None, ("liver",)),
@@ -73,13 +75,13 @@ def test_many_wordings_are_understood(text: str, kind: str, finding: str | None,
         ("wher is the nodul", "site", "lung_nodule", ()),
         ("how larg is the splen", "size", None, ("spleen",)),
         ("any emphysma", "presence", "emphysema", ()),
-        ("How many kidny stons are there?", "count", "kidney_stone", ("kidney_left", "kidney_right")),
+        ("How many kidny stons are there?", "count", "kidney_stone", ()),
     ],
 )
 def test_slips_of_the_pen_are_mended_and_shown(text: str, kind: str, finding: str | None, structures: tuple[str, ...]) -> None:
     asked = understand(text)
     assert asked.read_as is not None and asked.understood
-    assert (asked.kind, asked.finding) == (kind, finding) and set(asked.structures) <= {*structures, "kidney_left", "kidney_right"}
+    assert (asked.kind, asked.finding, asked.structures) == (kind, finding, structures)
 
 
 @pytest.mark.parametrize(

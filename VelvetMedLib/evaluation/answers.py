@@ -107,7 +107,8 @@ def key_of(kind: str, text: str) -> str | None:
 
 
 def _listed(text: str) -> frozenset[str]:
-    return frozenset(r.name for r in parse_report(text) if r.state == "present")
+    """What a list of findings affirms: what is named before the uncertain ones."""
+    return frozenset(r.name for r in parse_report(text.partition("Uncertain:")[0]) if r.state == "present")
 
 
 def number_of(kind: str, text: str) -> float | None:

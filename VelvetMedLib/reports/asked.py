@@ -96,7 +96,7 @@ def _read(words: str) -> Asked:
         words = re.sub(r"\s+", " ", pattern.sub(by, words)).strip()
     findings = find_findings(words.rstrip("? "))
     kind = next((kind for kind, pattern in _lexicon()["kinds"] if pattern.search(words)), None)
-    organs, inside = _organs(words, kind)
+    organs, inside = _organs(_without(words, findings[:1]), kind)
     sides = set(re.findall(r"\b(left|right)(?:-sided)?\b", words))
     side: Side | None = None
     if len(sides) == 1:
@@ -141,6 +141,12 @@ def _settled(asked: Asked, words: str) -> Asked:
         elif kind in ("findings", "covered", "normal"):
             kind = "presence"
     return replace(asked, kind=kind, finding=finding)
+
+
+def _without(words: str, findings: list[str]) -> str:
+    """The text without the names of findings: a lung nodule names no lung."""
+    names = [noun for name in findings for pair in nouns_of(name, held_out=False) for noun in pair if noun is not None]
+    return re.sub("|".join(rf"\b{re.escape(noun)}\b" for noun in sorted(names, key=len, reverse=True)), "it", words) if names else words
 
 
 def _organs(words: str, kind: str | None) -> tuple[tuple[Organ, ...], bool]:
