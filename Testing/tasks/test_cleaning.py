@@ -65,6 +65,24 @@ def test_islands_go_to_the_next_most_probable_structure(make_fine: Any, label: i
     assert changed["islands"] == pytest.approx(0.0 if kept else size**3 * 0.064, abs=1e-3)
 
 
+def test_what_takes_an_island_over_is_no_island_either(make_fine: Any):
+    """An island of the liver that would be the spleen's next, the stomach's then, and is nothing at last."""
+    fine = make_fine()
+    spleen, stomach = (ontology().structure(name).label for name in ("spleen", "stomach"))
+    island = cube(6, 40, 58, 4)
+    maps = painted(fine, (LIVER, island))
+    maps[spleen][island], maps[stomach][island], maps[0][island] = 120, 90, 40
+    labels, changed, _ = cleaned(fine, maps)
+    assert (labels[island] == 0).all() and changed["islands"] == pytest.approx(4**3 * 0.064, abs=1e-3)
+
+
+def test_every_part_large_enough_stays_however_many_there_are(make_fine: Any):
+    fine = make_fine()
+    cubes = [cube(x, y, z, 2) for x in range(0, 58, 4) for y in (44, 47) for z in range(58, 68, 4)]
+    labels, changed, _ = cleaned(fine, painted(fine, *((RIBS, box) for box in cubes)))
+    assert len(cubes) > 64 and changed["islands"] == 0 and all((labels[box] == RIBS).all() for box in cubes)
+
+
 def test_a_hole_is_filled_and_a_bay_or_another_structure_is_not(make_fine: Any):
     fine = make_fine()
     hole, bay, vessel = cube(40, 20, 12, 3), (slice(30, 36), slice(20, 24), slice(12, 16)), cube(46, 30, 20)

@@ -1,11 +1,11 @@
 """Cleaning of what the fine sweep found, on the fine grid: rules that are stated, the same for every scan, and can be switched off.
 
-A cell that loses its label gets the next most probable one. The rules run in the order of `RULES`.
+A cell that loses its label gets the next most probable one, to which the same rule applies. The rules run in the order of `RULES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -62,8 +62,8 @@ def clean(
     """Labels [X, Y, Z] by all rules and the ml that each rule changed; `maps` and `lesions_cxyz` are changed in place."""
     labels = maps.labels_xyz()
     cells = {
-        "sides": _relabel(maps, labels, _on_the_wrong_side(labels, grid)),
-        "islands": _relabel(maps, labels, _islands(labels, grid)),
+        "sides": _relabel(maps, labels, lambda among: _on_the_wrong_side(labels, grid, among)),
+        "islands": _relabel(maps, labels, lambda among: _islands(labels, grid, among)),
         "holes": _fill(maps, labels),
         "strays": _drop_strays(lesions_cxyz, labels, grid, thresholds),
     }
@@ -81,14 +81,13 @@ def spine_r_mm(organs_kji: LabelsKJI, grid: Grid) -> float | None:
     return None
 
 
-def _on_the_wrong_side(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:
+def _on_the_wrong_side(labels: NDArray[np.uint8], grid: Grid, among: Collection[int]) -> NDArray[np.bool_]:
     wrong = np.zeros(labels.shape, bool)
     spine = spine_r_mm(labels.transpose(2, 1, 0), grid)
     if spine is None:
         return wrong
     step, origin = grid.ijk_to_ras[0, 0], grid.ijk_to_ras[0, 3]
-    for name in SIDED:
-        structure = ontology().structure(name)
+    for structure in (s for s in map(ontology().structure, SIDED) if s.label in among):
         for box, part in components(labels == structure.label):
             r_mm = origin + step * (box[0].start + part.sum((1, 2)) @ np.arange(part.shape[0]) / part.sum())
             if (r_mm - spine if structure.side == "left" else spine - r_mm) > SIDE_MARGIN_MM:
@@ -96,26 +95,36 @@ def _on_the_wrong_side(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool
     return wrong
 
 
-def _islands(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:
+def _islands(labels: NDArray[np.uint8], grid: Grid, among: Collection[int]) -> NDArray[np.bool_]:
     islands = np.zeros(labels.shape, bool)
-    for structure in ontology().structures:
+    least = LEAST_ISLAND_ML / grid.voxel_volume_ml
+    for structure in (s for s in ontology().structures if s.label in among):
         hit = labels == structure.label
-        parts = components(hit, most=1 if structure.name in SOLID else 64)
+        # As many parts as can be large enough, so that none of these is taken for an island.
+        parts = components(hit, most=1 if structure.name in SOLID else 1 + int(np.count_nonzero(hit) / least))
         for rank, (box, part) in enumerate(parts):
-            if rank == 0 or part.sum() * grid.voxel_volume_ml >= LEAST_ISLAND_ML:
+            if rank == 0 or part.sum() >= least:
                 hit[box] &= ~part
         islands |= hit
     return islands
 
 
-def _relabel(maps: ClassMaps, labels: NDArray[np.uint8], wrong: NDArray[np.bool_]) -> int:
-    """Take the label from cells: the next most probable class follows."""
-    cells = np.nonzero(wrong)
-    had = labels[cells]
-    for label in np.unique(had):
-        maps.put(int(label), tuple(axis[had == label] for axis in cells), 0)  # type: ignore[arg-type]
-    labels[cells] = maps.labels_at(cells)  # type: ignore[arg-type]
-    return len(had)
+def _relabel(maps: ClassMaps, labels: NDArray[np.uint8], wrong_among: Callable[[Collection[int]], NDArray[np.bool_]]) -> int:
+    """Take the labels that a rule finds wrong among some: the next most probable class follows, until the rule finds nothing there.
+
+    Returns how many cells changed. It ends: every turn takes one class more from each of its cells.
+    """
+    changed = np.zeros(labels.shape, bool)
+    among: set[int] = set(np.unique(labels).tolist())
+    while among and (wrong := wrong_among(among)).any():
+        cells = np.nonzero(wrong)
+        had = labels[cells]
+        for label in np.unique(had):
+            maps.put(int(label), tuple(axis[had == label] for axis in cells), 0)  # type: ignore[arg-type]
+        labels[cells] = maps.labels_at(cells)  # type: ignore[arg-type]
+        changed |= wrong
+        among = set(np.unique(labels[cells]).tolist())
+    return int(np.count_nonzero(changed))
 
 
 def _fill(maps: ClassMaps, labels: NDArray[np.uint8]) -> int:
