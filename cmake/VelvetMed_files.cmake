@@ -13,6 +13,7 @@ set(MODULE_PYTHON_SCRIPTS
   "VelvetMedCore/packages.py"
   "VelvetMedCore/parameters.py"
   "VelvetMedCore/protocols.py"
+  "VelvetMedCore/regions.py"
   "VelvetMedCore/results.py"
   "VelvetMedCore/runner.py"
   "VelvetMedCore/sample.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from VelvetMedLib.evaluation.answers import Answered, agrees, baseline, consistency, measures, score
+from VelvetMedLib.evaluation.answers import Answered, agrees, baseline, consistency, lean, measures, score
 from VelvetMedLib.reports import FindingRecord
 
 
@@ -83,9 +83,9 @@ def closed(case: int, truth: str, answer: str, **more: object) -> Answered:
 
 ROWS = [
     closed(0, "yes", "Yes. Emphysema.", forced="yes"),
-    closed(1, "yes", "Uncertain, leaning yes (probability 0.40). Possible emphysema.", leaning="yes", forced="yes"),
+    closed(1, "yes", "Uncertain (probability 0.40). Possible emphysema.", forced="yes"),
     closed(2, "yes", "This question cannot be answered from this scan: x.", unanswered="not_assessed", forced="no"),
-    closed(3, "no", "Uncertain, leaning yes (probability 0.40). Possible emphysema.", leaning="yes", forced="yes"),
+    closed(3, "no", "Uncertain (probability 0.40). Possible emphysema.", forced="yes"),
     closed(4, "no", "No. No emphysema.", forced="no"),
     closed(5, "not assessed on this scan", "This question cannot be answered from this scan: x.", unanswered="out_of_view", forced="no"),
 ]
@@ -100,6 +100,12 @@ def test_what_is_withheld_lowers_coverage_and_not_the_share_right_of_what_is_sai
         [(1 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 2) / 2]
     )
     assert found["answers/model/presence"] == pytest.approx(3 / 6) and found["answers/model/mean of types"] == pytest.approx(3 / 6)
+
+
+def test_a_probability_leans_to_the_threshold_that_is_nearer_in_odds() -> None:
+    # Odds 1:9 and 4:1; in the middle, by their logarithms, lie odds of 2:3.
+    assert [lean(p, 0.1, 0.8) for p in (0.39, 0.41)] == ["no", "yes"]
+    assert lean(0.5, 0.0, 0.0) == "yes" and lean(0.5, 1.0, 1.0) == "no"
 
 
 def test_baselines_are_measured_on_the_questions_that_the_model_answers() -> None:

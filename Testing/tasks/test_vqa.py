@@ -11,7 +11,7 @@ import pytest
 from VelvetMedLib.case import CaseFinding, Link, Overruling, Segment
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import ontology
-from VelvetMedLib.tasks.vqa import CANNOT, Known, Planned, answer, combined, leaning, plan_answer
+from VelvetMedLib.tasks.vqa import CANNOT, Known, Planned, answer, combined, plan_answer
 from VelvetMedLib.tasks.writing import Written
 
 LINK = Link(kind="lesion", label=101, center_ras_mm=(1.0, 2.0, 3.0), box_ras_mm=((0.0, 0.0, 0.0), (2.0, 4.0, 6.0)))
@@ -63,7 +63,7 @@ def ask(question: str, known: Known = KNOWN) -> Planned:
     [
         ("Is there a lung nodule?", "Yes. "),
         ("Is there a pleural effusion?", "No. "),
-        ("Is there a renal cyst?", "Uncertain, leaning yes (probability 0.30). "),
+        ("Is there a renal cyst?", "Uncertain (probability 0.30; absent below 0.10, present from 0.40). "),
         ("On which side is the lung nodule?", "Right."),
         ("Where is the lung nodule?", "Right upper lobe."),
         ("Where is the cyst?", "Uncertain finding; if real: left kidney."),
@@ -156,20 +156,14 @@ def test_persons_findings_and_thresholds_count_and_are_marked() -> None:
     assert said.text.startswith("Yes.") and "Noted by a person" in said.text
     told = Overruling(machine_state="absent", absent_below=0.2, present_from=0.9, changed="2026-11-22T00:00:00+00:00")
     doubt = finding("emphysema", "uncertain", probability=0.3, overruling=told)
-    assert "leaning no (probability 0.30)" in ask("Is there emphysema?", Known((doubt,), ())).text
-    assert ask("Is there emphysema?", Known((finding("emphysema", "uncertain"),), ())).text.startswith("Uncertain. ")
+    assert "(probability 0.30; absent below 0.20, present from 0.90)" in ask("Is there emphysema?", Known((doubt,), ())).text
+    assert ask("Is there emphysema?", Known((finding("emphysema", "uncertain"),), ())).text.startswith("Uncertain (probability 0.50). ")
 
 
 def test_figures_behind_an_edited_segment_are_marked_out_of_date() -> None:
     stale = (finding("lung_nodule", "present", stale=True), segment("spleen", 100.0, stale=True))
     assert "Out of date" in ask("Is there a nodule?", Known(stale[:1], ())).text
     assert "Out of date" in ask("What is the volume of the spleen?", Known((), stale[1:])).text
-
-
-def test_an_uncertain_finding_leans_to_the_threshold_that_is_nearer_in_odds() -> None:
-    # Odds 1:9 and 4:1; in the middle, by their logarithms, lie odds of 2:3.
-    assert [leaning(p, 0.1, 0.8) for p in (0.39, 0.41)] == ["no", "yes"]
-    assert leaning(0.5, 0.0, 0.0) == "yes" and leaning(0.5, 1.0, 1.0) == "no"
 
 
 def test_an_answer_is_kept_with_its_finding_link_and_reason() -> None:

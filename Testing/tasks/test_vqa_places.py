@@ -167,7 +167,7 @@ def test_cells_count_by_the_share_of_them_that_lies_in_the_box(cases: Callable[[
         ("lung_lower_lobe_right", "Is there a nodule?", "No, not in the right lower lobe: lung nodule is seen elsewhere ("),
         ("liver", "Is there a nodule in it?", "This question cannot be answered from this scan: lung nodule is not looked for"),
         ("liver", "Is there a lesion in the liver?", "No. "),
-        ("liver", "Is it fatty liver?", "Uncertain. "),
+        ("liver", "Is it fatty liver?", "Uncertain (probability 0.40). "),
         ("liver", "What is wrong here?", "None of the assessed findings is present. Uncertain: hepatic steatosis. Absent: liver"),
         ("liver", "How large is it?", "The segment of the liver measures"),
         ("liver", "mean HU", "The mean density of the liver is 110 HU."),

@@ -24,7 +24,7 @@ from VelvetMedCore.results import VOLUME_ROLE, ResultNodes, case_from_text, case
 from VelvetMedCore.runner import Surroundings, worker_command
 from VelvetMedCore.settings import Settings
 from VelvetMedCore.volumes import instance_uids, read_volume_node
-from VelvetMedLib.case import Answer, Case, Link, read_case, report_markdown, update_case, write_case
+from VelvetMedLib.case import About, Answer, Case, Link, read_case, report_markdown, update_case, write_case
 from VelvetMedLib.case.sources import write_sources
 from VelvetMedLib.errors import Cancelled, CaseError, VelvetMedError, WorkerError
 from VelvetMedLib.worker.client import WorkerClient, error_from
@@ -129,11 +129,13 @@ class VelvetMedLogic:
             model=model,
         )
 
-    def start_question(self, question: str) -> None:
-        """Asks about the analysis in the scene. Raises VelvetMedError."""
+    def start_question(self, question: str, about: About | None = None) -> None:
+        """Asks about the analysis in the scene; about: the segment or box that is meant, None = all of it. Raises VelvetMedError."""
         self._refuse_a_second_job()
-        params = {"case": str(self.case_folder()), "question": question, **self.model_params()}
-        self._job = _Job(request_id=self._running_worker().request("ask", params), verb="ask", question=question)
+        params: dict[str, Any] = {"case": str(self.case_folder()), "question": question, **self.model_params()}
+        if about is not None:
+            params["about"] = about.as_dict()
+        self._job = _Job(request_id=self._running_worker().request("ask", params), verb="ask", question=question, about=about)
 
     def start_request(self, verb: str, params: Mapping[str, Any], *, name: str = "", about: Any = None) -> None:
         """Any other request; its answer comes as an update of kind done, with `name` (the verb by default) and `about`.
@@ -279,6 +281,8 @@ class VelvetMedLogic:
             confidence=data.get("confidence"),
             finding=data.get("finding"),
             link=Link.from_dict(link) if isinstance(link, dict) else link,
+            about=job.about,
+            unanswered=data.get("unanswered"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         case = self.case()

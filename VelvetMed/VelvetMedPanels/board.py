@@ -16,10 +16,10 @@ from VelvetMedCore.models import ModelEntry, list_models
 from VelvetMedCore.navigation import crosshair_point, jump_to, segment_at, show_segment
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
 from VelvetMedLib import RESEARCH_USE_ONLY
-from VelvetMedLib.case import Case, CaseFinding, Segment
+from VelvetMedLib.case import About, Case, CaseFinding, Segment
 from VelvetMedLib.errors import CaseError, VelvetMedError
 from VelvetMedPanels.analyze import AnalyzePanel
-from VelvetMedPanels.ask import AskPanel, questions_for
+from VelvetMedPanels.ask import AskPanel
 from VelvetMedPanels.findings import FindingsPanel
 from VelvetMedPanels.report import ReportPanel
 from VelvetMedPanels.reviewing import RUNS, Reviewing
@@ -71,6 +71,7 @@ class Board:
         self.ui.setupSection.collapsed = self.setup.acknowledged
         self.root.setMRMLScene(slicer.mrmlScene)
         self.analyze.set_scene(slicer.mrmlScene)
+        self.ask.set_scene(slicer.mrmlScene)
 
     # what the user does
 
@@ -114,9 +115,9 @@ class Board:
         self.busy(True)
         self._watch()
 
-    def start_question(self, question: str) -> None:
+    def start_question(self, question: str, about: About | None) -> None:
         try:
-            self.logic.start_question(question)
+            self.logic.start_question(question, about)
         except VelvetMedError as error:
             self.ask.failed(error)
             return
@@ -245,6 +246,7 @@ class Board:
         self.setup.stop()
         self.reviewing.stop()
         self.analyze.set_scene(None)
+        self.ask.set_scene(None)
         self.root.setMRMLScene(None)
 
     def _case_of_scene(self) -> Case | None:
@@ -260,7 +262,7 @@ class Board:
         segmentation = self.logic.nodes().segmentation if case is not None else None
         self.findings.show_case(case)
         self.report.show_case(case)
-        self.ask.show_case(case, questions_for(case) if case is not None else [])
+        self.ask.show_case(case)
         self.segments.show_case(case, segmentation)
         self.save.show_case(case, segmentation)
         self.similar.show_case(case)

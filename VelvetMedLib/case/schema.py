@@ -182,7 +182,6 @@ class Answer(Record):
 
     unanswered: why it has no answer, None where it has one: the text was not understood; no scan can tell (beyond); the model
     does not tell it from chance or it was not measured (not_assessed); the field of view lacks it (out_of_view).
-    leaning: of an uncertain presence, the side of the middle between the two thresholds on which its probability lies.
     """
 
     question: str
@@ -192,7 +191,6 @@ class Answer(Record):
     link: Link | None = None
     about: About | None = None
     unanswered: Literal["not_understood", "beyond", "not_assessed", "out_of_view"] | None = None
-    leaning: Literal["yes", "no"] | None = None
     created: str
 
     def check(self) -> None:

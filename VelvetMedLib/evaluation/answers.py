@@ -10,6 +10,7 @@ share right among those, for model and baselines on the same questions. Three wa
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -46,8 +47,8 @@ _COMPARED = re.compile(r"\bthe ([a-z -]+?) \([^)]*\) (?:is (larger|smaller) than
 class Answered:
     """One question with the true answer and the given one. group: cases that belong together (twins).
 
-    finding: what is asked about, an organ for questions on organs. unanswered, leaning: as in `case.Answer`.
-    forced: "yes" or "no" by the finding's score alone.
+    finding: what is asked about, an organ for questions on organs. unanswered: as in `case.Answer`.
+    forced: "yes" or "no" by the finding's score alone (`lean`).
     """
 
     case: int
@@ -57,7 +58,6 @@ class Answered:
     truth: str
     answer: str
     unanswered: str | None = None
-    leaning: str | None = None
     forced: str | None = None
 
     @property
@@ -148,11 +148,19 @@ def _kind_and_finding(one: Answered) -> Hashable:
     return one.kind, one.finding
 
 
+def lean(probability: float, absent_below: float, present_from: float) -> str:
+    """ "yes" from the middle of the two thresholds on (in log odds): there as much speaks for one call as for the other."""
+    p, low, high = (math.log(share / (1.0 - share)) for share in np.clip([probability, absent_below, present_from], 1e-6, 1.0 - 1e-6))
+    return "yes" if p >= (low + high) / 2 else "no"
+
+
 def by_policy(answered: Sequence[Answered]) -> list[Answered]:
     """Questions on presence that have a yes or no, once for each of `POLICIES`."""
     closed = [one for one in answered if one.kind == "presence" and one.truth in ("yes", "no")]
     result = [replace(one, kind="yes or no, firm") for one in closed]
-    result += [replace(one, kind="yes or no, leaning", answer=one.leaning or one.answer) for one in closed]
+    for one in closed:
+        doubtful = key_of("presence", one.answer) == "uncertain" and one.forced is not None
+        result.append(replace(one, kind="yes or no, leaning", answer=str(one.forced) if doubtful else one.answer))
     forced = [replace(one, kind="yes or no, forced", answer=one.forced, unanswered=None) for one in closed if one.forced is not None]
     return [*result, *(forced if len(forced) == len(closed) else [])]
 

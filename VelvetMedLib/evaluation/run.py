@@ -16,6 +16,7 @@ from VelvetMedLib.case import Case
 from VelvetMedLib.cohorts import CohortCase, load_case, read_cohort
 from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.errors import BundleError, UsageError
+from VelvetMedLib.evaluation.answers import lean
 from VelvetMedLib.evaluation.asking import questions_beside
 from VelvetMedLib.evaluation.findings import TRUTH
 from VelvetMedLib.evaluation.grounding import WAYS, Pointed, Way, body_of, target_of
@@ -127,10 +128,10 @@ def _text_vectors(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle)
 
 
 def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """What is asked of a case and said. forced: yes or no by the finding's score alone, whatever stands in the way of a call."""
+    """What is asked of a case and said, and yes or no by a finding's score alone, whatever stands in the way of a call."""
     known = vqa.known_of(done.case.findings, done.case.segments, done.encoding, bundle)
     scores = {} if takes_one_crop(bundle) else _scores(done.encoding, bundle)
-    forced = {name: vqa.leaning(p, *known.thresholds[name]) for name, p in scores.items()}
+    forced = {name: lean(p, *known.thresholds[name]) for name, p in scores.items()}
     kept = []
     for q in [*make_questions(case.findings, rng), *questions_beside(case, rng)]:
         said = vqa.answer(q.question, done.case.findings, done.case.segments, done.encoding, bundle)

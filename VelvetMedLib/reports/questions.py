@@ -136,10 +136,17 @@ def _plural(display: str) -> str:
     return display + ("es" if display.endswith("s") else "s")
 
 
-def suggested_questions(records: Iterable[FindingRecord], *, structures: Iterable[str] = (), limit: int = 8) -> list[str]:
+def suggested_questions(
+    records: Iterable[FindingRecord], *, structures: Iterable[str] = (), of_place: bool = False, limit: int = 8
+) -> list[str]:
     """A few questions worth asking of a case: the whole, details of what is present, doubts, what was looked for and not found,
-    and the size of segmented structures (names, the most interesting first). What was not assessed is not asked for."""
+    and the size of segmented structures (names, the most interesting first). What was not assessed is not asked for.
+    of_place: of a segment or box instead: what it holds, its density and size, and whether what is in the scan lies there."""
     records = list(records)
+    if of_place:
+        seen = [ontology().finding(r.name) for r in records if r.state in ("present", "uncertain")]
+        asked = ["What is seen here?", "What is the mean density?", "How large is it?", *(f"Is there {article(f)} here?" for f in seen)]
+        return asked[:limit]
     result = ["What are the findings?"]
     for record in (r for r in records if r.state == "present"):
         finding = ontology().finding(record.name)

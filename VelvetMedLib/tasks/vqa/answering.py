@@ -3,7 +3,8 @@
 What the records say stands whatever the decoder writes; its word only raises or lowers the confidence. Three rules keep an answer honest:
 1. What is not assessed is not answered, also where a network has a score for it: a finding that the model does not tell from chance
    would be answered with how common it is, and "probably not" from one that sees nothing is a false comfort.
-2. An uncertain finding is answered "uncertain", with its probability and the way it leans between the model's two thresholds.
+2. An uncertain finding is answered "uncertain", with its calibrated probability and the two thresholds that it lies between: numbers
+   to weigh, no nudge to either side (`evaluation.answers.POLICIES` measures what a nudge would be worth).
 3. What is not understood is said to be so, with questions that this very case can answer.
 """
 
@@ -73,7 +74,6 @@ def answer(
         link=planned.link,
         about=about,
         unanswered=planned.unanswered,
-        leaning=planned.leaning,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

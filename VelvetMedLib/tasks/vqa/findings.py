@@ -41,7 +41,7 @@ def about_finding(known: Known, asked: Asked) -> Planned:
     return worded(known, found, found.record(), asked.kind)
 
 
-def worded(known: Known, found: CaseFinding, record: FindingRecord, kind: str, *, lead: str = "") -> Planned:
+def worded(known: Known, found: CaseFinding, record: FindingRecord, kind: str) -> Planned:
     """An answer of one kind from a record of the finding: its own, or that of the part of it that is asked about."""
     finding = ontology().finding(found.name)
     if found.state == "not_assessed":
@@ -49,10 +49,9 @@ def worded(known: Known, found: CaseFinding, record: FindingRecord, kind: str, *
     support = finding_support(found) or 0.0
     if kind == "presence" or found.state == "absent":
         word = {"present": "yes", "absent": "no", "uncertain": "uncertain"}[found.state]
-        leans = known.leaning(found) if found.state == "uncertain" else None
-        more = "" if leans is None else f", leaning {leans} (probability {found.probability:.2f})"
-        text = f"{word.capitalize()}{more}. {lead}{compose(record, 'narrative')}{_beside(finding, found)}{_marks(found)}"
-        return Planned(text, word if kind == "presence" else None, support, found.name, found.link, leaning=leans)
+        doubt = _between(known, found) if found.state == "uncertain" else ""
+        text = f"{word.capitalize()}{doubt}. {compose(record, 'narrative')}{_beside(finding, found)}{_marks(found)}"
+        return Planned(text, word if kind == "presence" else None, support, found.name, found.link)
     detail = _detail(finding, record, kind)
     if detail is None:
         return Planned(
@@ -65,7 +64,16 @@ def worded(known: Known, found: CaseFinding, record: FindingRecord, kind: str, *
         )
     text, key = detail
     doubt = "Uncertain finding; if real: " if found.state == "uncertain" else ""
-    return Planned(f"{doubt}{lead}{text if doubt or lead else capitalise(text)}{_marks(found)}", key, support, found.name, found.link)
+    return Planned(f"{doubt}{text if doubt else capitalise(text)}{_marks(found)}", key, support, found.name, found.link)
+
+
+def _between(known: Known, found: CaseFinding) -> str:
+    """The probability of an uncertain finding and the thresholds that it lies between."""
+    if found.probability is None:
+        return ""
+    bounds = known.bounds(found)
+    told = "" if bounds is None else f"; absent below {bounds[0]:.2f}, present from {bounds[1]:.2f}"
+    return f" (probability {found.probability:.2f}{told})"
 
 
 def _not_assessed(finding: Finding, found: CaseFinding, kind: str) -> Planned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -14,7 +13,6 @@ from VelvetMedLib.tasks.evidence import Evidence
 
 CANNOT = "This question cannot be answered from this scan."
 Unanswered: TypeAlias = Literal["not_understood", "beyond", "not_assessed", "out_of_view"]
-YesNo: TypeAlias = Literal["yes", "no"]
 EXAMPLES = 3
 _STRENGTH = ("present", "uncertain", "absent", "not_assessed")
 
@@ -23,7 +21,7 @@ _STRENGTH = ("present", "uncertain", "absent", "not_assessed")
 class Planned:
     """The answer that follows from findings and segments. confidence: None for a plain measurement.
 
-    key: what the decoder would say if it agreed, None where it is not asked. unanswered, leaning: as in `case.Answer`.
+    key: what the decoder would say if it agreed, None where it is not asked. unanswered: as in `case.Answer`.
     """
 
     text: str
@@ -32,7 +30,6 @@ class Planned:
     finding: str | None = None
     link: Link | None = None
     unanswered: Unanswered | None = None
-    leaning: YesNo | None = None
 
 
 @dataclass(frozen=True)
@@ -58,24 +55,12 @@ class Known:
     def segment(self, name: str) -> Segment | None:
         return next((s for s in self.segments if s.name == name), None)
 
-    def leaning(self, found: CaseFinding) -> YesNo | None:
-        """Which way an uncertain finding leans; None where its probability or its thresholds are not known."""
+    def bounds(self, found: CaseFinding) -> tuple[float, float] | None:
+        """The thresholds that call a finding, a person's own before the model's; None where they are not known."""
         mine = found.overruling
-        bounds = self.thresholds.get(found.name)
         if mine is not None and mine.absent_below is not None and mine.present_from is not None:
-            bounds = (mine.absent_below, mine.present_from)
-        return None if found.probability is None or bounds is None else leaning(found.probability, *bounds)
-
-
-def leaning(probability: float, absent_below: float, present_from: float) -> YesNo:
-    """ "yes" from the middle of the two thresholds on (in log odds): there as much speaks for one call as for the other."""
-    middle = (_log_odds(absent_below) + _log_odds(present_from)) / 2
-    return "yes" if _log_odds(probability) >= middle else "no"
-
-
-def _log_odds(share: float) -> float:
-    share = min(max(share, 1e-6), 1.0 - 1e-6)
-    return math.log(share / (1.0 - share))
+            return mine.absent_below, mine.present_from
+        return self.thresholds.get(found.name)
 
 
 def cannot(why: Unanswered, reason: str, *, finding: str | None = None, link: Link | None = None) -> Planned:
