@@ -135,7 +135,7 @@ def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Ge
     kept = []
     for q in [*make_questions(case.findings, rng), *questions_beside(case, rng)]:
         said = vqa.answer(q.question, done.case.findings, done.case.segments, done.encoding, bundle)
-        told = {"answer": said.answer, "unanswered": said.unanswered, "leaning": said.leaning}
+        told = {"answer": said.answer, "unanswered": said.unanswered}
         kept.append({"kind": q.kind, "finding": q.finding, "truth": q.answer, **told, "forced": forced.get(q.finding or "")})
     return kept
 
