@@ -77,6 +77,21 @@ def test_a_finding_affirmed_in_one_sentence_and_denied_in_another_is_a_contradic
     assert score_reports([text], [[record("pleural_effusion", side="left")]]).counts.itself == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "itself"),
+    [
+        ("Pleural effusion on the left. No pleural effusion.", True),
+        ("Bilateral pleural effusion. No pleural effusion on the right.", True),
+        ("Nodule in the left upper lobe. No nodule in the left lung.", True),
+        ("Nodule in the left upper lobe. No nodule in the right lung.", False),
+        ("Nodule in the left upper lobe. No nodule in the left lower lobe.", False),
+        ("There is a pleural effusion. No pleural effusion on the right.", False),
+    ],
+)
+def test_a_denial_contradicts_only_what_is_affirmed_at_its_place(text: str, itself: bool) -> None:
+    assert bool(contradicted(text)) is itself
+
+
 def test_sums_over_many_reports_equal_a_slow_recount(random_records: Callable[[np.random.Generator], Sequence[FindingRecord]]) -> None:
     rng = np.random.default_rng(3)
     records = [random_records(rng) for _ in range(12)]

@@ -119,8 +119,9 @@ def test_the_summary_weighs_structures_alike_and_counts_scans_without_a_distance
 
 
 def test_measures_average_a_structure_over_the_cases_that_have_it_and_groups_over_structures() -> None:
-    cases = [[score("a", "liver", 0.8), score("a", "lung_nodule", 0.4)], [score("b", "liver", 0.6)], [score("c", "spleen", 0.5)]]
+    cases = [[score("a", "liver", 0.8, 4.0), score("a", "lung_nodule", 0.4)], [score("b", "liver", 0.6)], [score("c", "spleen", 0.5, 6.0)]]
     found = {name: float(measure(np.ones((1, 3)))[0]) for name, measure in measures(cases).items()}
     assert found["segmentation/liver/Dice"] == pytest.approx(0.7) and found["segmentation/organs/Dice"] == pytest.approx(0.6)
-    assert found["segmentation/lesions/surface Dice"] == pytest.approx(0.4)
+    assert found["segmentation/lesions/surface Dice"] == pytest.approx(0.4) and np.isnan(found["segmentation/lesions/HD95 (mm)"])
+    assert found["segmentation/liver/HD95 (mm)"] == 4.0 and found["segmentation/organs/HD95 (mm)"] == pytest.approx(5.0)
     assert list(found)[:2] == ["segmentation/spleen/Dice", "segmentation/liver/Dice"]  # the ontology's order

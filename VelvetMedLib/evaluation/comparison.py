@@ -18,7 +18,7 @@ from VelvetMedLib.evaluation.protocol import Evaluation, load
 from VelvetMedLib.files import write_text
 
 COMPARISON = "comparison.json"
-LOWER_IS_BETTER = ("ECE", "contradictions", "contradicts itself", "hallucinations per normal case", "seconds per case")
+LOWER_IS_BETTER = ("ECE", "HD95 (mm)", "contradictions", "contradicts itself", "hallucinations per normal case", "seconds per case")
 OF_NO_BUNDLE = ("record oracle", "chance", "majority", "question only", "all normal")
 """Parts of names that say nothing of a bundle: baselines that are the same for both."""
 

@@ -107,14 +107,14 @@ def _segmentation(estimates: Estimates) -> list[str]:
     if not names:
         return []
     names = sorted(names, key=lambda n: n not in ("organs", "lesions"))
-    metrics = ("Dice", "surface Dice")
+    metrics = ("Dice", "surface Dice", "HD95 (mm)")
     rows = [
         [f"**{n}**" if n in ("organs", "lesions") else n, *(estimates[f"segmentation/{n}/{metric}"] for metric in metrics)] for n in names
     ]
     return [
         "## Segmentation",
         f"Mean over the cases in which the structure is there or shown; surface Dice at {SURFACE_TOLERANCE_MM:g} mm. A lesion that "
-        "is missed, or shown where there is none, scores 0.",
+        "is missed, or shown where there is none, scores 0; HD95 is a mean over the cases in which it is both there and shown.",
         table(["structure", *metrics], rows),
     ]
 

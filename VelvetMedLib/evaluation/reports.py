@@ -244,13 +244,24 @@ def presence_of(name: str, said: Iterable[FindingRecord], truth: Iterable[Findin
 
 
 def contradicted(text: str) -> list[str]:
-    """Findings that one sentence of a report affirms and another denies, in the ontology's order."""
-    states: dict[str, set[str]] = {}
-    for title, body in split_sections(text):
-        if not is_irrelevant(title):
-            for mention in (m for sentence in split_sentences(body) for m in parse_sentence(sentence, title)):
-                states.setdefault(mention.name, set()).add(mention.state)
-    return [name for name in ontology().finding_names if {"present", "absent"} <= states.get(name, set())]
+    """Findings that one sentence of a report affirms and another denies at the same place, in the ontology's order."""
+    said = [
+        mention
+        for title, body in split_sections(text)
+        if not is_irrelevant(title)
+        for sentence in split_sentences(body)
+        for mention in parse_sentence(sentence, title)
+    ]
+    pairs = ((yes, no) for yes in said if yes.state == "present" for no in said if no.state == "absent")
+    denied = {yes.name for yes, no in pairs if yes.name == no.name and _covers(no, yes)}
+    return [name for name in ontology().finding_names if name in denied]
+
+
+def _covers(denial: FindingRecord, claim: FindingRecord) -> bool:
+    """Whether a denial speaks of the place of what is affirmed: "no nodule on the right" leaves one on the left, or one somewhere."""
+    if denial.site is not None:
+        return bool(claim.site == denial.site)
+    return denial.side in (None, "both") or claim.side in (denial.side, "both")
 
 
 def _close(said: float | None, true: float | None, tolerance_mm: float, tolerance_share: float) -> bool:

@@ -184,12 +184,12 @@ def as_markdown(lines: Sequence[StructureSummary], *, tolerance_mm: float = SURF
 
 
 def measures(cases: Sequence[Sequence[StructureScore]]) -> dict[str, Measure]:
-    """Dice and surface Dice of each structure over the cases that have a value, and their means over organs and over kinds of lesion."""
+    """Dice, surface Dice and HD95 of each structure over the cases that have a value, and their means over organs and kinds of lesion."""
     lesions = [lesion.name for lesion in ontology().lesions]
     scored = {score.structure for case in cases for score in case}
     names = [name for name in [*(s.name for s in ontology().structures), *lesions] if name in scored]
     out: dict[str, Measure] = {}
-    for metric, field in (("Dice", "dice"), ("surface Dice", "surface_dice")):
+    for metric, field in (("Dice", "dice"), ("surface Dice", "surface_dice"), ("HD95 (mm)", "hd95_mm")):
         by_case = [{score.structure: getattr(score, field) for score in case} for case in cases]
         of = {name: mean([math.nan if (v := case.get(name)) is None else v for case in by_case]) for name in names}
         out |= {f"segmentation/{name}/{metric}": measure for name, measure in of.items()}
