@@ -12,6 +12,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/case/__init__.py"
   "VelvetMedLib/case/about.py"
   "VelvetMedLib/case/attribution.py"
+  "VelvetMedLib/case/checks.py"
   "VelvetMedLib/case/diameters.py"
   "VelvetMedLib/case/editing.py"
   "VelvetMedLib/case/geometry.py"

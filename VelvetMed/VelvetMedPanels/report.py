@@ -14,10 +14,10 @@ from VelvetMedLib.case.editing import Place, add_sentence, judge, restore, rewri
 from VelvetMedPanels.common import load_into, mark, percent, state_word
 
 if TYPE_CHECKING:
-    from VelvetMedLib.case import Case, Sentence
+    from VelvetMedLib.case import Case, Flag, Sentence
 
 SCHEME = "sentence:"
-GREY, PERSON, OLD = "#8a8a8a", "#2f7fb8", "#c2571a"
+GREY, PERSON, OLD, WRONG = "#8a8a8a", "#2f7fb8", "#c2571a", "#d0433b"
 """Mid-tones: readable on light and on dark palettes."""
 
 
@@ -105,7 +105,8 @@ class ReportPanel:
             tags.append((_("✓ accepted") if verdict == "accepted" else _("✗ rejected"), GREY))
         if sentence.stale:
             tags.append((_("⚠ out of date"), OLD))
-        whole = ((escape(word).replace(" ", "&nbsp;"), color) for word, color in tags)  # a tag is not torn apart by a line's end
+        whole = [(escape(word).replace(" ", "&nbsp;"), color) for word, color in tags]  # a tag is not torn apart by a line's end
+        whole += [(escape(_flagged(flag)), WRONG if flag.kind == "contradiction" else OLD) for flag in sentence.flags]
         return " ".join(f'<span style="color:{color}">{word}</span>' for word, color in whole)
 
     def show_stale(self, text: str, *, can_recompute: bool) -> None:
@@ -227,7 +228,14 @@ class ReportPanel:
 def _plain(sentence: Sentence) -> str:
     remarks = [state_word(sentence.state)] if sentence.state == "uncertain" else []
     remarks += [_("out of date")] if sentence.stale else []
+    remarks += [_flagged(flag) for flag in sentence.flags]
     return f"{sentence.text} [{', '.join(remarks)}]" if remarks else sentence.text
+
+
+def _flagged(flag: Flag) -> str:
+    """A check that the sentence fails, with its reason."""
+    called = _("✖ contradicted") if flag.kind == "contradiction" else _("? not borne out")
+    return f"{called}: {flag.reason}"
 
 
 def _clock(moment: str) -> str:

@@ -2,6 +2,7 @@
 
 from VelvetMedLib.case.about import About
 from VelvetMedLib.case.attribution import attribution_of
+from VelvetMedLib.case.checks import checked
 from VelvetMedLib.case.markdown import report_markdown
 from VelvetMedLib.case.schema import (
     SCHEMA_VERSION,
@@ -10,6 +11,7 @@ from VelvetMedLib.case.schema import (
     CaseFinding,
     CaseInput,
     CaseModel,
+    Flag,
     Link,
     Overruling,
     Report,
@@ -28,6 +30,7 @@ __all__ = [
     "CaseFinding",
     "CaseInput",
     "CaseModel",
+    "Flag",
     "Link",
     "Overruling",
     "Report",
@@ -37,6 +40,7 @@ __all__ = [
     "Sentence",
     "attribution_of",
     "case_to_json",
+    "checked",
     "read_case",
     "read_segmentation",
     "report_markdown",

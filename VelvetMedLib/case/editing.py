@@ -1,6 +1,7 @@
 """What a person changes in a Case: words and verdicts of sentences, edited segments and all that no longer holds because of them.
 
-Every function takes a Case and returns a new one. A place is (number of the section, number of the sentence in it), from 0.
+Every function takes a Case and returns a new one, its sentences checked anew (`case.checks`) where words or findings have changed.
+A place is (number of the section, number of the sentence in it), from 0.
 The model's own words are never lost: they stay in `Sentence.revision`, with whose they are.
 """
 
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+from VelvetMedLib.case.checks import checked
 from VelvetMedLib.case.schema import Case, CaseFinding, Report, Revision, Section, Sentence
 from VelvetMedLib.reports.ontology import LUNG_LOBES, ontology
 from VelvetMedLib.reports.parse import parse_sentence
@@ -100,7 +102,7 @@ def add_sentence(case: Case, text: str, *, section: int | None = None, when: str
     if section == len(parts):
         parts.append(Section(title=PERSONS_SECTION, sentences=()))
     parts[section] = replace(parts[section], sentences=(*parts[section].sentences, new))
-    return replace(case, report=replace(report, sections=tuple(parts)))
+    return checked(replace(case, report=replace(report, sections=tuple(parts))))
 
 
 def one_line(text: str) -> str:
@@ -137,7 +139,7 @@ def _with_sentence(case: Case, place: Place, sentence: Sentence | None) -> Case:
     lines = list(parts[place[0]].sentences)
     lines[place[1] : place[1] + 1] = [] if sentence is None else [sentence]
     parts[place[0]] = replace(parts[place[0]], sentences=tuple(lines))
-    return replace(case, report=replace(case.report, sections=tuple(part for part in parts if part.sentences)))
+    return checked(replace(case, report=replace(case.report, sections=tuple(part for part in parts if part.sentences))))
 
 
 # segments, and what rests on them
@@ -209,7 +211,7 @@ def take_revised(case: Case, findings: Collection[CaseFinding], report: Report) 
         parts[title] += [s for s in left if s.by_person or not s.stale]
     order = [t for t in parts if t != PERSONS_SECTION] + [t for t in parts if t == PERSONS_SECTION]
     sections = tuple(Section(title=title, sentences=tuple(parts[title])) for title in order if parts[title])
-    return replace(case, findings=kept, report=Report(style=report.style, sections=sections))
+    return checked(replace(case, findings=kept, report=Report(style=report.style, sections=sections)))
 
 
 def _remeasured(before: CaseFinding, new: CaseFinding) -> CaseFinding:

@@ -9,6 +9,8 @@ from VelvetMedLib.case.schema import Case, Link, Sentence
 
 STALE = "Out of date"
 """How a figure or sentence is marked that no longer fits the segments."""
+FLAGGED = {"contradiction": "Contradicted", "unsupported": "Not borne out"}
+"""How a sentence's flags are called, in front of their reasons."""
 
 
 def report_markdown(case: Case) -> str:
@@ -67,7 +69,8 @@ def _changes(case: Case) -> list[str]:
 
 def _evidence(case: Case, sentence: Sentence) -> str:
     """What stands behind a sentence, in brackets: whose words, state, support, place; or that nothing does; and whether it holds."""
-    parts = [STALE] if sentence.stale else []
+    parts = [f"{FLAGGED[flag.kind]}: {_escaped(flag.reason)}" for flag in sentence.flags]
+    parts += [STALE] if sentence.stale else []
     if sentence.by_person:
         parts.append("words of a person")
     if sentence.state:

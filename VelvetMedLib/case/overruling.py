@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from VelvetMedLib.case.checks import checked
 from VelvetMedLib.case.editing import Place, now, rewrite, sentences
 from VelvetMedLib.case.schema import Case, CaseFinding, Link, Overruling, Sentence
 from VelvetMedLib.reports.ontology import ontology
@@ -135,7 +136,7 @@ def _with_words(case: Case, place: Place, found: CaseFinding, text: str) -> Case
     lines = list(parts[place[0]].sentences)
     lines[place[1]] = replace(lines[place[1]], text=text, state=found.state, support=support, link=found.link, stale=False)
     parts[place[0]] = replace(parts[place[0]], sentences=tuple(lines))
-    return replace(case, report=replace(case.report, sections=tuple(parts)))
+    return checked(replace(case, report=replace(case.report, sections=tuple(parts))))
 
 
 def _composed(finding: CaseFinding, style: str) -> str:
@@ -196,4 +197,4 @@ def _agreeing(case: Case, name: str) -> Case:
         return sentence if edited else replace(sentence, stale=False)
 
     sections = tuple(replace(part, sentences=tuple(map(judged, part.sentences))) for part in case.report.sections)
-    return replace(case, report=replace(case.report, sections=sections))
+    return checked(replace(case, report=replace(case.report, sections=sections)))

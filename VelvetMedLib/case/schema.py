@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from VelvetMedLib import DRAFT_DISCLAIMER
 from VelvetMedLib.case.about import About
@@ -16,7 +17,9 @@ from VelvetMedLib.shapes import IntTriple, Triple
 if TYPE_CHECKING:
     from VelvetMedLib.ct import Volume
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: sentences have flags. A case of version 1 is read as one whose sentences were not checked."""
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 _Row = tuple[float, float, float, float]
 _LOOKS_LIKE_PATH = re.compile(r"(?:^|[\s\"'=(:])(?:/[\w.~-]+/[\w.~-]+|[A-Za-z]:\\|\\\\\w|~/)|\bfile://")
 
@@ -132,11 +135,26 @@ class Revision(Record):
     changed: str
 
 
+Rule: TypeAlias = Literal[
+    "state", "measurement", "side", "site", "size", "count", "grade", "value", "certainty", "assessed", "number"
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag(Record):
+    """What is wrong with a sentence, by which rule of `case.checks`, and why, in words for the reader."""
+
+    kind: Literal["contradiction", "unsupported"]
+    rule: Rule
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sentence(Record):
     """One sentence of the draft. support: 0 to 1, how far the image evidence bears it out. Without a link and without
     support it has no image evidence and must be shown so. finding and state are None for sentences about none.
-    revision: None while no person has touched it. stale: a segment that it rests on has been edited since."""
+    revision: None while no person has touched it. stale: a segment that it rests on has been edited since.
+    flags: where it contradicts what was found and measured, or nothing bears it out."""
 
     text: str
     state: State | None = None
@@ -145,6 +163,7 @@ class Sentence(Record):
     link: Link | None = None
     revision: Revision | None = None
     stale: bool = False
+    flags: tuple[Flag, ...] = ()
 
     def check(self) -> None:
         _check_share(self.support, "support of a sentence")
@@ -250,6 +269,13 @@ class Case(Record):
     warnings: tuple[str, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Case:
+        """Reads older versions too. Raises TypeError or ValueError on unknown or missing keys and on values that do not fit."""
+        if isinstance(data, Mapping) and data.get("schema_version") in READABLE_VERSIONS:
+            data = {**data, "schema_version": SCHEMA_VERSION}
+        return super().from_dict(data)
 
     def check(self) -> None:
         if self.schema_version != SCHEMA_VERSION:

@@ -21,7 +21,7 @@ import numpy as np
 
 from VelvetMedLib.case.geometry import Geometry, affine_of
 from VelvetMedLib.case.markdown import report_markdown
-from VelvetMedLib.case.schema import SCHEMA_VERSION, Case
+from VelvetMedLib.case.schema import READABLE_VERSIONS, Case
 from VelvetMedLib.errors import CaseError, ScanError
 from VelvetMedLib.files import file_sha256, flush_folder, write_text
 from VelvetMedLib.shapes import LabelsKJI
@@ -178,11 +178,11 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _damaged("case.json does not hold an object")
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CaseError(
             "The case was written in a format that this version does not know.",
             found=f"schema version {version!r}",
-            expected=f"schema version {SCHEMA_VERSION}",
+            expected=f"schema version {' or '.join(map(str, READABLE_VERSIONS))}",
             next_step="Update VelvetMed, or analyze the scan again with this version.",
         )
     return data

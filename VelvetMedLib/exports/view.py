@@ -8,11 +8,18 @@ from datetime import datetime
 from typing import Any
 
 from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import Case, CaseFinding, Link, Segment, Sentence
+from VelvetMedLib.case import About, Case, CaseFinding, Link, Segment, Sentence
+from VelvetMedLib.case.markdown import FLAGGED
 from VelvetMedLib.reports import State, ontology
 
 STATE_WORDS: dict[State, str] = {"present": "present", "uncertain": "uncertain", "not_assessed": "not assessed", "absent": "absent"}
 """In the order in which a reader wants to see them."""
+UNANSWERED_WORDS = {
+    "not_understood": "not understood",
+    "beyond": "no question for a scan",
+    "not_assessed": "not assessed",
+    "out_of_view": "outside of the field of view",
+}
 _QUANTITIES_SHOWN_AS_SIZE = ("longest_axial_diameter_mm", "aortic_diameter_mm", "short_axis_mm")
 _MINUS = "\u2212"
 _TIMES = "\u00d7"
@@ -62,7 +69,9 @@ def case_view(case: Case) -> dict[str, Any]:
             {
                 "question": answer.question,
                 "answer": answer.answer,
-                "confidence": fraction(answer.confidence),
+                "about": None if answer.about is None else _about(answer.about, case),
+                "unanswered": answer.unanswered and UNANSWERED_WORDS[answer.unanswered],
+                "confidence": None if answer.unanswered else fraction(answer.confidence),
                 "created": moment(answer.created),
                 "link": links.add(answer.link, answer.question),
             }
@@ -73,6 +82,11 @@ def case_view(case: Case) -> dict[str, Any]:
         "attribution": attribution(case),
         "links": links.places,
     }
+
+
+def _about(about: About, case: Case) -> str:
+    """What a question was put to, in words."""
+    return next((s.display for s in case.segments if s.name == about.segment), str(about))
 
 
 def case_summary(case: Case) -> dict[str, Any]:
@@ -187,6 +201,7 @@ def _sentence_row(sentence: Sentence, links: Links) -> dict[str, Any]:
         "no_evidence": link is None and sentence.support is None and not sentence.by_person,
         "by_person": sentence.by_person,
         "stale": sentence.stale,
+        "flags": [{"kind": flag.kind, "text": f"{FLAGGED[flag.kind].lower()}: {flag.reason}"} for flag in sentence.flags],
     }
 
 

@@ -37,6 +37,7 @@ RATIO = re.compile(
     r"\b(?:cardiothoracic ratio|ctr|ratio)(?: is| of| =| at| measures|:)?(?: about| approximately| to)? ?(0[.,]\d+|\d\d ?%)"
 )  # fmt: skip
 HOUNSFIELD = re.compile(r"(-?\d+(?:[.,]\d+)?) ?(?:hu|hounsfield units?)\b")
+MILLILITRES = re.compile(rf"{_NUMBER} ?(?:ml|millilit(?:er|re)s?|cc)\b")
 VERTEBRA = re.compile(
     r"\b([tl])h?[ -]?(\d{1,2})\b|\b(\d{1,2})(?:st|nd|rd|th) (thoracic|lumbar) vertebra|\b(thoracic|lumbar) vertebra (\d{1,2})\b"
 )  # fmt: skip

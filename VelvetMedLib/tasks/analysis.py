@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import About, Answer, Case, CaseInput, CaseModel, Segment, attribution_of, read_case, update_case, write_case
+from VelvetMedLib.case import About, Answer, Case, CaseInput, CaseModel, Segment, attribution_of, checked, read_case, update_case, write_case
 from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
@@ -132,7 +132,7 @@ def run_analysis(
         warnings=(*volume.warnings, *encoding.run.get("warnings", ()), *(WITHOUT[part] for part in missing)),
         run=run_record(encoding, bundle) | spoken | _attribution(volume),
     )
-    return Analysis(case, labels, encoding)
+    return Analysis(checked(case), labels, encoding)
 
 
 def _model_of(bundle: Bundle) -> CaseModel:
