@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import RESEARCH_USE_ONLY, __version__
-from VelvetMedLib.case import About, Answer, Case, CaseInput, CaseModel, Segment, attribution_of, checked, read_case, update_case, write_case
+from VelvetMedLib.case import (
+    About,
+    Answer,
+    Case,
+    CaseInput,
+    CaseModel,
+    Segment,
+    attribution_of,
+    checked,
+    read_case,
+    update_case,
+    write_case,
+)
 from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.tasks import vqa
