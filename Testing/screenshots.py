@@ -282,13 +282,33 @@ def show_an_edited_segment(studio: Studio) -> None:
 
 
 def show_questions(studio: Studio) -> None:
+    """Of the whole scan, of a segment, of a box, and one that no scan can answer; then a box that has left the scan."""
+    import slicer
+
     studio.fold("ask")
-    ask = studio.board.ask
-    for number in (1, 2, 3):
-        ask.ui.suggestions.setCurrentIndex(number)
+    ask, case = studio.board.ask, studio.widget.logic.case()
+
+    def put(question: str) -> None:
+        ask.ui.questionEdit.text = question
         ask.ui.askButton.click()
         studio.wait()
+
+    put("Has the nodule grown?")
+    put("Is there a pleural effusion?")
+    put("Compare the kidneys" if case.segment(2) is not None and case.segment(3) is not None else "Compare the lungs")
+    segment = next((s for s in case.segments if s.name == "liver"), case.segments[0])
+    ask.ui.aboutSelector.setCurrentIndex(1 + 1 + ask._segments.index(segment.name))
+    put("What is wrong here?")
+    studio.board.go_to_segment(segment)
+    ask.ui.aboutSelector.setCurrentIndex(1)
+    ask.ui.newBoxButton.click()
+    put("What is seen here?")
     studio.shoot("11_ask")
+    slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")[0].SetCenter(900.0, 0.0, 0.0)
+    studio.shoot("11_ask_outside")
+    ask.ui.aboutSelector.setCurrentIndex(0)
+    for node in slicer.util.getNodesByClass("vtkMRMLMarkupsROINode"):
+        slicer.mrmlScene.RemoveNode(node)
 
 
 def show_similar(studio: Studio) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY
+from VelvetMedLib.case import About
 from VelvetMedLib.exports.view import case_summary, case_view, fraction, moment, number, words
 
 
@@ -49,6 +52,20 @@ def test_every_link_goes_to_the_millimetres_of_the_case(phantom):
     view = case_view(phantom.case)
     sentence = view["sections"][1]["sentences"][0]
     assert view["links"][sentence["link"]]["center_ras_mm"] == list(phantom.case.findings[3].link.center_ras_mm)
+
+
+def test_an_answer_says_what_it_is_about_and_why_there_is_none(phantom):
+    plain = phantom.case.answers[0]
+    organ = phantom.case.segments[0]
+    box = About.between((0, 0, 0), (10, 20, 30))
+    told = (
+        replace(plain, about=About(segment=organ.name)),
+        replace(plain, about=box, unanswered="out_of_view", confidence=0.0),
+    )
+    rows = case_view(replace(phantom.case, answers=(plain, *told)))["answers"]
+    assert [row["about"] for row in rows] == [None, organ.display, str(box)]
+    assert [row["unanswered"] for row in rows] == [None, None, "outside of the field of view"]
+    assert rows[0]["confidence"] is not None and rows[2]["confidence"] is None
 
 
 def test_lesions_are_listed_before_organs(phantom):
