@@ -50,7 +50,7 @@ $(RUNTIME): | $(PY)
 
 $(DEV): $(RUNTIME)
 	@echo "Installing what the tests need ..."
-	@$(PIP) install -e ".[review,export,train,dev]"
+	@$(PIP) install -e ".[review,export,train,llm,dev]"
 	@rm -f $(VENV)/.stamp-dev-*
 	@touch $@
 

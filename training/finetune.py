@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fine-tune a pre-trained encoder on labelled scans: `python training/finetune.py segmentation --data DIR --encoder RUN --run FINE`.
+"""Fine-tune on labelled scans: `python training/finetune.py segmentation --data DIR --encoder RUN --run FINE`; or teach a language model
+to word findings: `python training/finetune.py report --data DIR --language-model FOLDER --run WRITE`.
 
 Runs under plain Python and under `Slicer --python-script`. Calling the same line again goes on where it stopped.
 """
@@ -29,6 +30,8 @@ from commandline import (
 if TYPE_CHECKING:
     from finetuning.settings import SegmentationSettings
 
+TASKS = ("segmentation", "report")
+
 PRESETS = ("tiny", "paper")
 
 EXAMPLES = """  python training/finetune.py segmentation --preset tiny --data COHORT --encoder RUN --run FINE --steps 500 --seed 1
@@ -36,15 +39,25 @@ EXAMPLES = """  python training/finetune.py segmentation --preset tiny --data CO
   python training/finetune.py segmentation --preset tiny --data COHORT --labels lesions --encoder RUN --run FINE --steps 500
   python training/finetune.py segmentation --preset paper --data Task09_Spleen --encoder WEIGHTS/swin --run FINE --steps 20000
   Slicer --no-splash --no-main-window --python-script training/finetune.py segmentation --data COHORT --encoder demo --run FINE --steps 500
+  python training/finetune.py report --preset tiny --data COHORT --language-model WEIGHTS/smollm2 --run WRITE --steps 200
   python training/finetune.py segmentation settings --preset tiny       all settings by name"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the line."""
-    made = new_parser("finetune.py", "Fine-tune a pre-trained encoder on labelled scans.", EXAMPLES)
-    made.add_argument("words", nargs="*", metavar="segmentation [settings|help]", help="the task; then nothing to train, or what to print")
+    made = new_parser("finetune.py", "Fine-tune a pre-trained encoder on labelled scans, or a language model on findings.", EXAMPLES)
+    made.add_argument(
+        "words", nargs="*", metavar="segmentation|report [settings|help]", help="the task; then nothing to train, or what to print"
+    )
     add_settings_options(made, PRESETS, "paper: as published; tiny: for two CPU cores")
-    made.add_argument("--data", type=Path, metavar="DIR", help="our cohort, an nnU-Net raw folder, or a task of the Decathlon")
+    made.add_argument(
+        "--data", type=Path, metavar="DIR", help="our cohort; an nnU-Net raw folder or a task of the Decathlon; report: or a manifest"
+    )
+    made.add_argument("--bundle", default="demo", metavar="NAME_OR_FOLDER", help="report: whose encodings the model reads (default: demo)")
+    made.add_argument(
+        "--language-model", metavar="FOLDER_OR_ID", help="report: folder of a causal language model, or its id on the hub (asks for --yes)"
+    )
+    made.add_argument("--yes", action="store_true", help="report: agree to the download that is shown")
     made.add_argument(
         "--encoder",
         default="scratch",
@@ -84,9 +97,12 @@ def main(words: Sequence[str]) -> int:
     if not options.words or "help" in options.words:
         parser().print_help()
         return 0
-    if options.words[0] != "segmentation" or options.words[1:] not in ([], ["settings"]):
-        sys.stderr.write(f"There is no '{' '.join(options.words)}'. Known: segmentation, segmentation settings, help.\n")
+    if options.words[0] not in TASKS or options.words[1:] not in ([], ["settings"]):
+        known = ", ".join(f"{task}, {task} settings" for task in TASKS)
+        sys.stderr.write(f"There is no '{' '.join(options.words)}'. Known: {known}, help.\n")
         return USAGE
+    if options.words[0] == "report":
+        return carry_out(lambda: _run_report(options), traceback=options.traceback, also_needed=("transformers", "peft"))
     return carry_out(lambda: _run(options), traceback=options.traceback, also_needed=("monai",))
 
 
@@ -113,6 +129,35 @@ def _run(options: argparse.Namespace) -> int:
         processes=options.workers,
         device=options.device or "",
         save_predictions=options.save_predictions,
+        say=lambda line: print(line, flush=True),
+    )
+    return outcome.code
+
+
+def _run_report(options: argparse.Namespace) -> int:
+    from finetuning.report_settings import PRESETS as MAKERS
+
+    from VelvetMedLib.recipes.overrides import overridden
+
+    settings = overridden(MAKERS[options.preset](), options.set)
+    if options.words[1:] == ["settings"]:
+        print_settings(settings)
+        return 0
+    require(options, ("data", "language_model", "run", "steps"), "finetune.py")
+    from finetuning.language_source import language_folder
+    from finetuning.report_running import finetune_report
+
+    from VelvetMedLib.bundle import load_bundle
+
+    outcome = finetune_report(
+        options.data,
+        load_bundle(options.bundle, device=options.device or "cpu"),
+        language_folder(options.language_model, agreed=options.yes),
+        settings,
+        run=options.run,
+        steps=options.steps,
+        seed=options.seed,
+        store=options.store,
         say=lambda line: print(line, flush=True),
     )
     return outcome.code

@@ -30,12 +30,14 @@ class DraftSettings:
 
     style: of its sentences, one of `STYLES`. sections: names from `section_names`, empty = all; the impression tells what is present
     anywhere. length: "full", every finding in a sentence of its own; "brief", what is present or uncertain so, and the others of a
-    section in one sentence. Raises UsageError.
+    section in one sentence. hold_from: confidence, 0 to 1, from which no sentence may contradict a finding; 0 holds to all of them,
+    None to none: the writer's words then stand as they are, and the checks of the Case flag what is wrong. Raises UsageError.
     """
 
     style: str = STYLES[0]
     sections: tuple[str, ...] = ()
     length: str = LENGTHS[0]
+    hold_from: float | None = 0.0
 
     def __post_init__(self) -> None:
         for setting, values, known in (
@@ -50,6 +52,12 @@ class DraftSettings:
                     expected=", ".join(known),
                     next_step="Choose among these.",
                 )
+        if self.hold_from is not None and not 0.0 <= self.hold_from <= 1.0:
+            raise UsageError(
+                "The draft report cannot be held to its findings this way.",
+                found=f"hold_from: {self.hold_from:g}",
+                expected="0 to 1, or none",
+            )
 
     def has(self, section: str) -> bool:
         """Whether the draft has this section."""

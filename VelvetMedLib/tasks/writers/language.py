@@ -108,9 +108,9 @@ def wordings(model: PromptedModel, states: Any, valid: Any, search: SearchSettin
 
     rows = model.generate(states, valid, search, run.check)
     with torch.no_grad():
-        logs, asked = model.log_likelihood(states, valid, [[*row, model.end] for row in rows])
+        logs, asked = model.log_likelihood(states, valid, [[*ids, model.end] for ids, _ in rows])
     sure = (logs.sum(1) / asked.sum(1)).exp().tolist()
-    return [Wording(model.text(row), probability) if row else None for row, probability in zip(rows, sure, strict=True)]
+    return [Wording(model.text(ids), probability) if ended else None for (ids, ended), probability in zip(rows, sure, strict=True)]
 
 
 def save_writer(folder: Path, model: PromptedModel, base: Path, facts: WriterFacts) -> None:
@@ -128,8 +128,10 @@ def save_writer(folder: Path, model: PromptedModel, base: Path, facts: WriterFac
                 os.link(path, new / MODEL / path.name)
             except OSError:
                 shutil.copyfile(path, new / MODEL / path.name)
+        # Without this peft asks the hub whether the model's vocabulary was changed.
+        adapter = get_peft_model_state_dict(model.language, save_embedding_layers=False)
         tensors = {f"prompt.{name}": value for name, value in model.prompt.state_dict().items()}
-        tensors |= {f"lora.{name}": value for name, value in get_peft_model_state_dict(model.language).items()}
+        tensors |= {f"lora.{name}": value for name, value in adapter.items()}
         save_file({name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}, str(new / WEIGHTS))
         named = sorted(p for p in new.rglob("*") if p.is_file())
         files = {p.relative_to(new).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in named}

@@ -8,7 +8,7 @@ projections (LoRA, Hu et al. 2021, by peft) are trained.
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +183,10 @@ class PromptedModel(nn.Module):
         return logs.masked_fill(~asked, 0.0), asked
 
     @torch.no_grad()
-    def generate(self, states: Tensor, valid: Tensor, search: SearchSettings, cancel: Callable[[], None] | None = None) -> list[list[int]]:
-        """Ids of a sentence for each row, without the end token; of one that did not end within `most_tokens`, none."""
+    def generate(
+        self, states: Tensor, valid: Tensor, search: SearchSettings, cancel: Callable[[], None] | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """Ids of a sentence for each row, without the end token, and whether it came to its end within `most_tokens`."""
         from transformers import StoppingCriteriaList
 
         def asked_to_stop(ids: Tensor, scores: Any, **_: Any) -> Tensor:
@@ -194,13 +196,15 @@ class PromptedModel(nn.Module):
 
         front, mask = self._front(states, valid)
         several: dict[str, Any] = {"early_stopping": search.early_stop} if search.beams > 1 else {}
-        out = self.language.generate(
-            inputs_embeds=front, attention_mask=mask.long(), max_new_tokens=search.most_tokens, num_beams=search.beams,
-            no_repeat_ngram_size=search.no_repeat, do_sample=False, eos_token_id=self.end, pad_token_id=self.end, use_cache=True,
-            stopping_criteria=StoppingCriteriaList([asked_to_stop]), **several,
-        )  # fmt: skip
-        rows = out.tolist()
-        return [row[: row.index(self.end)] if self.end in row else [] for row in rows]
+        with warnings.catch_warnings():
+            # It says that runs of the prompt may be repeated: a soft prompt has no words.
+            warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size`")
+            out = self.language.generate(
+                inputs_embeds=front, attention_mask=mask.long(), max_new_tokens=search.most_tokens, num_beams=search.beams,
+                no_repeat_ngram_size=search.no_repeat, do_sample=False, eos_token_id=self.end, pad_token_id=self.end, use_cache=True,
+                stopping_criteria=StoppingCriteriaList([asked_to_stop]), **several,
+            )  # fmt: skip
+        return [(row[: row.index(self.end)], True) if self.end in row else (row, False) for row in out.tolist()]
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.words.decode(list(ids), skip_special_tokens=True)).strip()
@@ -224,10 +228,10 @@ def load_language_model(folder: Path, lora: LoraSettings, *, half: bool = False)
     """A frozen causal language model with fresh LoRA, and its tokenizer, from a folder with safetensors. Nothing is fetched, no code of
     the folder runs. half: keep the frozen weights in bfloat16. Raises BundleError."""
     check_language_folder(folder)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise refuse(
             "Language models need packages that are not installed.",
@@ -235,6 +239,7 @@ def load_language_model(folder: Path, lora: LoraSettings, *, half: bool = False)
             expected="transformers and peft",
             next_step="Install them: pip install 'velvetmed[llm]'",
         ) from None
+    logging.disable_progress_bar()
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
