@@ -15,13 +15,17 @@ CHANCE_MARGIN = 0.60
 """A finding is assessed only if the lower end of its 95 % interval of AUROC on validation is above this."""
 
 
+LEAST_SLOPE = 1e-4
 FALSE_CALLS = 0.05
 """F0.5 alone, fitted to two hundred cases, called two weak findings in 36 % and 46 % of the held-out cases without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FindingCalibration:
-    """probability = sigmoid(slope * logit + bias); below `absent` it is absent, from `present` on it is present."""
+    """probability = sigmoid(slope * logit + bias); below `absent` it is absent, from `present` on it is present.
+
+    A logit that ranks nothing on validation, or the wrong way, moves no probability away from the prevalence.
+    """
 
     slope: float
     bias: float
@@ -35,6 +39,16 @@ class FindingCalibration:
     positives: int
     negatives: int
 
+    @property
+    def prevalence(self) -> float | None:
+        """Share of present among the cases where the finding is known; None where it never is."""
+        known = self.positives + self.negatives
+        return self.positives / known if known else None
+
+    def probability(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of the finding being present."""
+        return np.asarray(1 / (1 + np.exp(-(self.slope * logit + self.bias))))
+
 
 def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> FindingCalibration:
     """Platt scaling and thresholds for one finding.
@@ -46,15 +60,19 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
     known = np.isfinite(truth)
     score, label = logit[known], truth[known] > 0.5
     positives, negatives = int(label.sum()), int((~label).sum())
+    flat = {"slope": LEAST_SLOPE, "bias": float(np.log((positives + 1) / (negatives + 1)))}
     if positives < MINIMUM_POSITIVES or negatives < MINIMUM_POSITIVES:
         return FindingCalibration(
-            slope=1.0, bias=0.0, absent=0.5, present=0.5, assessed=False,
+            **flat, absent=0.5, present=0.5, assessed=False,
             reason=f"too few validation cases ({positives} present, {negatives} absent)",
             auroc=None, auroc_low=None, auroc_high=None, positives=positives, negatives=negatives,
         )  # fmt: skip
     auroc, low, high = auroc_interval(label, score)
     fit = LogisticRegression(C=10.0).fit(score[:, None], label)
     slope, bias = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    ranks = slope > LEAST_SLOPE
+    if not ranks:
+        slope, bias = flat["slope"], flat["bias"]
     probability = 1 / (1 + np.exp(-(slope * score + bias)))
     candidates = np.unique(np.clip(probability, 0.05, 0.95))
 
@@ -65,7 +83,7 @@ def calibrate(logit: NDArray[np.float64], truth: NDArray[np.float64]) -> Finding
     quiet = [t for t in candidates if (probability >= t)[~label].mean() <= FALSE_CALLS]
     present = max(quiet, key=f_half, default=float(np.nextafter(candidates[-1], 1)))
     absent = min(float(np.quantile(probability[label], 0.10)), float(present))
-    told = low > CHANCE_MARGIN and slope > 0
+    told = low > CHANCE_MARGIN and ranks
     return FindingCalibration(
         slope=slope, bias=bias, absent=round(absent, 4), present=round(float(present), 4), assessed=told,
         reason="" if told else f"not told from chance on synthetic validation (AUROC {auroc:.2f}, 95 % interval {low:.2f}-{high:.2f})",

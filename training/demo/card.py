@@ -43,6 +43,8 @@ def model_card(config: BundleConfig) -> str:
         retrieval_rows=(
             ("report in a training style", "training_styles"),
             (f"report in a style and wording never trained on ({held['held_out_style']})", "held_out_style"),
+            ("the first, by vectors alone", "training_styles_by_vector"),
+            ("the second, by vectors alone", "held_out_style_by_vector"),
             ("record oracle", "record_oracle"),
             ("chance", "chance"),
         ),

@@ -30,8 +30,9 @@ from VelvetMedLib.evaluation.retrieval import recall_at
 from VelvetMedLib.files import write_json
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
-from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology
+from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology, parse_report
 from VelvetMedLib.tasks.prompts import answer_prefix
+from VelvetMedLib.tasks.statements import log_ratios, stated
 
 TRAINING_DATA = (
     "Synthetic cases only, made by this project's generator from one label atlas. The atlas and part of the texture come from one real "
@@ -59,10 +60,14 @@ def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]
     return organs, lesions
 
 
+def probabilities(reading: Reading, calibrations: list[FindingCalibration]) -> NDArray[np.float64]:
+    """[cases, findings], calibrated."""
+    return np.stack([c.probability(logit) for c, logit in zip(calibrations, reading.finding_logits.T, strict=True)], 1)
+
+
 def called(cases: list[EncodedCase], reading: Reading, calibrations: list[FindingCalibration]) -> FindingTable:
     """The findings of the cases as the bundle will call them: by calibrated probability, those that are assessed only."""
-    slope, bias = (np.array([getattr(c, name) for c in calibrations]) for name in ("slope", "bias"))
-    probability = 1 / (1 + np.exp(-(reading.finding_logits * slope + bias)))
+    probability = probabilities(reading, calibrations)
     limit = np.array([c.present if c.assessed else np.inf for c in calibrations])
     truth = finding_targets(cases).double().numpy()
     return FindingTable(
@@ -119,11 +124,22 @@ def _rounded(value: float | None) -> float | None:
 
 @torch.no_grad()
 def retrieval(
-    model: VelvetModel, tokenizer: ReportTokenizer, cases: list[EncodedCase], reading: Reading, settings: TextSettings, *, seed: int
+    model: VelvetModel,
+    tokenizer: ReportTokenizer,
+    cases: list[EncodedCase],
+    reading: Reading,
+    calibrations: list[FindingCalibration],
+    settings: TextSettings,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
-    """Text to image among `cases`, with wording of training styles and of the held-out style, beside the record oracle."""
+    """Text to image among `cases`, with wording of training styles and of the held-out style, beside the record oracle.
+
+    As the product searches, by vectors and statements, and by the vectors alone.
+    """
     source = TextSource(tokenizer, settings)
     own = np.eye(len(cases), dtype=bool)
+    ratios = log_ratios(probabilities(reading, calibrations), np.array([c.prevalence or 0.0 for c in calibrations]))
 
     def recalls(scores: NDArray[np.float64]) -> dict[str, float | None]:
         return {name: _rounded(value) for name, value in recall_at(scores, own).items()}
@@ -131,9 +147,11 @@ def retrieval(
     result: dict[str, Any] = {"gallery": len(cases), "record_oracle": recalls(record_scores([facts_of(case.findings) for case in cases]))}
     for name, held_out in (("training_styles", False), ("held_out_style", True)):
         draw = np.random.default_rng((seed, 9))
-        layout = tokenizer.layout([source.report(case, draw, held_out=held_out) for case in cases], settings.tokens)
-        text = model.embed_text(layout).numpy()
-        result[name] = recalls(text @ reading.study.T)
+        written = [source.report(case, draw, held_out=held_out) for case in cases]
+        by_vector = model.embed_text(tokenizer.layout(written, settings.tokens)).numpy() @ reading.study.T
+        states = np.stack([stated(parse_report(" ".join(sentences))) for sentences in written])
+        result[name] = recalls(by_vector + states @ ratios.T / float(model.contrast_scale()))
+        result[f"{name}_by_vector"] = recalls(by_vector)
     result["chance"] = recalls(np.zeros(own.shape))
     return result
 
@@ -206,7 +224,7 @@ def finish(
             "findings": finding_table(table, calibrations),
             "presence": presence_summary(test, table),
             "calibration": calibration(table),
-            "retrieval_text_to_image": retrieval(model, tokenizer, test, on_test, settings, seed=seed),
+            "retrieval_text_to_image": retrieval(model, tokenizer, test, on_test, calibrations, settings, seed=seed),
             "answers": answers(model, tokenizer, test, seed=seed),
             "writing_perplexity": writing_perplexity(model, tokenizer, test, settings, seed=seed),
             "held_out_style": HELD_OUT_STYLE,
@@ -215,7 +233,7 @@ def finish(
     config = BundleConfig(
         id="demo",
         version="3",
-        recipe="demo (plain training; VELVET-Med encoder and TriBERT in their tiny settings)",
+        recipe="demo (VELVET-Med pre-training in its tiny setting, then heads trained with labels)",
         licence="Apache-2.0; derived from LIDC-IDRI-0001 (CC BY 3.0), attribution in MODEL_CARD.md",
         training_data=TRAINING_DATA,
         intended_use=INTENDED_USE,
@@ -229,9 +247,10 @@ def finish(
                 name=finding.name,
                 assessed=c.assessed,
                 reason=c.reason,
-                calibration=Calibration(slope=round(c.slope, 5), bias=round(c.bias, 5)) if c.slope > 0 else Calibration(),
+                calibration=Calibration(slope=round(c.slope, 5), bias=round(c.bias, 5)),
                 threshold_absent=c.absent,
                 threshold_present=c.present,
+                prevalence=None if c.prevalence is None else round(c.prevalence, 4),
             )
             for finding, c in zip(ontology().findings, calibrations, strict=True)
         ),

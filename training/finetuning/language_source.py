@@ -31,7 +31,7 @@ def language_folder(source: str, *, agreed: bool) -> Path:
     named = ID.fullmatch(source)
     if named is None:
         raise UsageError(
-            "There is no language model here.", found=f"{source!r}, neither a folder nor an id such as owner/name",
+            "There is no language model here.", found="neither a folder nor an id such as owner/name",
             expected="a folder with safetensors, or an id on the hub", next_step="Correct --language-model.",
         )  # fmt: skip
     folder = user_folder().parent / "language_models" / source.replace("/", "--")
