@@ -24,7 +24,7 @@ SURFACE = {
     "sample": ["--no-dicom"],
     "cohort make": ["--cases", "--out", "--processes", "--seed"],
     "analyze": [
-        "--bundle", "--device", "--length", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--sections", "--series", "--style",
+        "--bundle", "--device", "--hold-from", "--length", "--no-cleaning", "--no-encoding", "--no-image", "--out", "--sections", "--series", "--style",
         "--writer", "volume",
     ],
     "phrases": ["--out", "source"],
@@ -80,10 +80,11 @@ def test_the_surface_is_frozen():
     assert all({"--json", "--debug"} <= set(words) for words in found.values())
 
 
-def test_the_styles_offered_are_those_that_reports_can_write():
+def test_the_forms_offered_are_those_that_reports_can_take():
     from VelvetMedLib.cli import parser
+    from VelvetMedLib.tasks.writers import LENGTHS
 
-    assert parser.STYLES == STYLES
+    assert (parser.STYLES, parser.LENGTHS) == (STYLES, LENGTHS)
 
 
 def test_the_default_bundle_is_the_librarys():
@@ -242,6 +243,28 @@ def test_a_folder_that_does_not_exist_is_refused_in_words(
 @pytest.mark.parametrize("words", [["index", "--out", "{}"], ["index", "{}", "--remove", "1", "--out", "{}"]])
 def test_an_index_grows_or_shrinks_and_not_both(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]):
     assert "grows by a folder or loses cases" in refused(capsys, *(w.format(tmp_path) for w in words))
+
+
+def test_a_form_or_writer_that_is_not_known_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, random_bundle_folder: Path
+):
+    words = ["analyze", str(scan), "--out", str(tmp_path / "case"), "--bundle", str(random_bundle_folder)]
+    assert "impression" in refused(capsys, *words, "--sections", "lungs,brain")
+    assert "velvetmed phrases" in refused(capsys, *words, "--writer", "nobody")
+    assert not (tmp_path / "case").exists()
+
+
+def test_phrases_of_a_folder_of_reports_become_a_file_for_the_composer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    from VelvetMedLib.reports.own_phrases import read_phrases
+
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "a.txt").write_text("FINDINGS: No pneumothorax. Mr. Miller is well.\n", encoding="utf-8")
+    assert main(["phrases", str(tmp_path / "reports"), "--out", str(tmp_path / "own.json"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["reports"], said["sentences"], said["phrases"]) == (1, 2, 1)
+    assert [p.text for p in read_phrases(tmp_path / "own.json").phrases] == ["No pneumothorax."]
+    (tmp_path / "reports" / "a.txt").unlink()
+    refused(capsys, "phrases", str(tmp_path / "reports"), "--out", str(tmp_path / "other.json"))
 
 
 def test_errors_do_not_repeat_a_path(capsys: pytest.CaptureFixture[str], tmp_path: Path, random_bundle_folder: Path):

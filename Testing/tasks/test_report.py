@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from VelvetMedLib.case.checks import flags_of
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import FindingRecord, ontology, parse_report
 from VelvetMedLib.reports.parse import parse_sentence
@@ -111,6 +113,30 @@ def test_the_whole_draft_agrees_with_its_findings(findings: Any, random_bundle: 
             assert mention.state == by_name[mention.name].state, sentence.text
     impression = draft.report.sections[-1]
     assert impression.title == "Impression" and {s.finding for s in impression.sentences} == {"lung_nodule", "pleural_effusion"}
+
+
+class Liar:
+    """A writer that says of everything that it is not there."""
+
+    facts: ClassVar = {"kind": "liar"}
+
+    def write(self, records: Any, encoding: Any, style: str, run: Any) -> list[Wording | None]:
+        return [Wording(f"No {ontology().finding(record.name).display}.", 0.9) for record in records]
+
+
+@pytest.mark.parametrize(("hold_from", "lies"), [(0.0, 0), (0.99, 1), (None, 2)])
+def test_a_sentence_contradicts_only_findings_less_sure_than_asked_and_is_then_flagged(
+    findings: Any, random_bundle: Any, hold_from: float | None, lies: int
+):
+    sure = tuple(replace(f, probability=0.995) if f.name == "pleural_effusion" else f for f in findings)
+    settings = DraftSettings(hold_from=hold_from, sections=("lungs", "pleura"))
+    draft = report.draft_report(sure, ENCODING, random_bundle, settings=settings, writer=Liar()).report
+    told = [(s, flags_of(s.text, section.title, sure)) for section in draft.sections for s in section.sentences]
+    wrong = [sentence for sentence, flags in told if any(flag.kind == "contradiction" for flag in flags)]
+    assert {sentence.finding for sentence in wrong} == set(("lung_nodule", "pleural_effusion")[:lies])
+    assert all(sentence.state == "absent" and sentence.support is None for sentence in wrong)
+    with pytest.raises(UsageError):
+        DraftSettings(hold_from=1.5)
 
 
 def test_a_brief_draft_says_the_same_in_fewer_sentences(findings: Any, random_bundle: Any):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,6 +60,16 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(_name(part) for part in text.split(",") if part.strip())
 
 
+def _confidence(text: str) -> float | None:
+    """A confidence from 0 to 1, or none."""
+    if text == "none":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0.0 <= float(text) <= 1.0:
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number from 0 to 1, or none")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole surface of `velvetmed`."""
     common = Parser(add_help=False)
@@ -93,6 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     analyze.add_argument("--out", type=Path, required=True, metavar="CASE", help="Case folder to write")
     analyze.add_argument("--style", choices=STYLES, default="structured", help="style of the draft report (default: structured)")
     analyze.add_argument("--length", choices=LENGTHS, default="full", help="full (default), or brief: what is not there in one sentence")
+    analyze.add_argument(
+        "--hold-from", type=_confidence, default=0.0, metavar="P",
+        help="no sentence may contradict a finding this sure, 0 to 1 (default: 0, all), or none: wrong words are only flagged",
+    )  # fmt: skip
     analyze.add_argument("--sections", type=_names, default=(), metavar="A,B", help="sections of the draft, such as lungs,impression")
     analyze.add_argument(
         "--writer",

@@ -92,7 +92,7 @@ def analyze(options: Namespace) -> None:
     from VelvetMedLib import tasks
     from VelvetMedLib.tasks.writers import DraftSettings, open_writer
 
-    draft = DraftSettings(style=options.style, sections=options.sections, length=options.length)
+    draft = DraftSettings(style=options.style, sections=options.sections, length=options.length, hold_from=options.hold_from)
     _check_out(options.out, "case.json", "case")
     volume = _volume(options.volume, options.series)
     bundle = _bundle(options)

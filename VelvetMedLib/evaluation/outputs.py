@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ class CaseOutput:
     """One case: the truth and what the bundle made of it. What the bundle's model cannot make is None or empty.
 
     group: cases of one group (twins) are no independent evidence. view: field of view. truth, said: finding records.
-    scores: by finding, what ranks the cases. report: the draft. references: the truth in words, by wording ("seen", "unseen");
-    texts: their vectors, and study that of the scan, unit vectors of one space.
+    scores: by finding, what ranks the cases. report: the draft. unheld: the draft as the writer words it, held to no finding.
+    contradictions: of "report" and "unheld", (sentences that contradict the findings of the same case, all).
+    references: the truth in words, by wording ("seen", "unseen");
+    texts: as queries of a search by words, and kept what an index keeps of the scan (`tasks.statements`); both begin with a unit vector,
+    study that of the scan.
     answers: `answers.Answered` without case and group. structures: `segmentation.StructureScore` of organs and lesions.
     pointing: `grounding.Pointed`.
     seconds: of the analysis.
@@ -42,11 +45,14 @@ class CaseOutput:
     report: str | None
     references: Mapping[str, str]
     study: Sequence[float]
+    kept: Sequence[float]
     texts: Mapping[str, Sequence[float]]
     answers: Sequence[Mapping[str, Any]]
     structures: Sequence[Mapping[str, Any]]
     pointing: Sequence[Mapping[str, Any]]
     seconds: float
+    unheld: str | None = None
+    contradictions: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; inverse of `from_dict`."""

@@ -24,7 +24,8 @@ Estimates = Mapping[str, Estimate]
 FINDING_METRICS = ("AUROC", "AUPRC", "F1", "precision", "recall", "ECE")
 REPORT_METRICS = (
     "precision", "recall", "F1", "F1 with side", "F1 with size", "side right", "size right", "accuracy", "contradictions",
-    "contradicts itself", "hallucinations per normal case", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "BERTScore",
+    "contradicts itself", "sentences against the findings", "hallucinations per normal case",
+    "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "BERTScore",
 )  # fmt: skip
 NOTHING = Estimate(value=None, low=None, high=None)
 
@@ -76,6 +77,7 @@ def _retrieval(estimates: Estimates) -> list[str]:
     return [
         "## Retrieval",
         "Reports in wording of training styles (seen) and in a style and phrases never trained on (unseen), without technique sentences. "
+        "Scores: as a search by words gives them; where it also weighs what the words state, by the vectors alone, too. "
         "The record oracle reads every scan and report right: cases with the same findings cannot be told apart. A hit is the study's own "
         "report, or any with an equal record. Galleries of one field of view take away what the coverage alone gives away.",
         table(["gallery", "right answer", "scores", *columns], rows),
@@ -141,7 +143,7 @@ def _reports(estimates: Estimates) -> list[str]:
     if not who:
         return []
     metrics = [m for m in REPORT_METRICS if f"report/{who[0]}/{m}" in estimates]
-    rows = [[metric, *(estimates[f"report/{one}/{metric}"] for one in who)] for metric in metrics]
+    rows = [[metric, *(estimates.get(f"report/{one}/{metric}", NOTHING) for one in who)] for metric in metrics]
     found = [
         [name, *(estimates[f"report/model/{name}/{metric}"] for metric in ("precision", "recall", "F1"))]
         for name in ontology().finding_names
@@ -151,8 +153,9 @@ def _reports(estimates: Estimates) -> list[str]:
         "## Report",
         f"Sentences parsed back into findings and held against the record. A size is right within {SIZE_TOLERANCE_MM:g} mm or "
         f"{SIZE_TOLERANCE_SHARE:.0%}. Accuracy: share of findings whose state the report gives. Contradictions: share of its "
-        "statements that say the opposite of the record. Nearest report: that of the most similar other scan. Wording is compared with a "
-        "reference written by the generator.",
+        "statements that say the opposite of the record; sentences against the findings: share of sentences that contradict what was "
+        "found and measured on the same scan. Held to nothing: the writer's words alone, for comparison. Nearest report: that of the most "
+        "similar other scan. Wording is compared with a reference written by the generator.",
         table(["", *who], rows),
         table(["finding", "precision", "recall", "F1"], found),
     ]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from VelvetMedLib.evaluation.wording import TextModel
 
 PAGE = "evaluation.md"
-WRITERS = ("model", "nearest report", "all normal")
-"""Whose reports are scored: the bundle's draft, the report of the most similar other scan, and one that denies everything."""
+HELD = {"model": "report", "model, held to nothing": "unheld"}
+"""The bundle's draft, and the one in its writer's words alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ def load(out: Path | str, *, text_model: TextModel | None = None) -> Evaluation:
     measures: dict[str, Measure] = {}
     if all(one.texts for one in outputs):
         texts = {name: vectors([one.texts[name] for one in outputs]) for name in outputs[0].texts}
-        measures |= retrieval.measures(vectors([one.study for one in outputs]), texts, records, [one.view for one in outputs])
+        scores = retrieval.by_words(vectors([one.kept for one in outputs]), texts, len(outputs[0].study))
+        measures |= retrieval.measures(scores, records, [one.view for one in outputs])
     measures |= findings.measures(table)
     measures |= segmentation.measures([[segmentation.StructureScore(**s) for s in one.structures] for one in outputs])
     answered = _answered(outputs)
@@ -120,19 +121,25 @@ def _of_reports(
     if any(one.report is None for one in outputs):
         return {}
     texts = {
-        "model": [one.report or "" for one in outputs],
+        name: [getattr(one, draft) or "" for one in outputs]
+        for name, draft in HELD.items()
+        if all(getattr(one, draft) is not None for one in outputs)
+    } | {
         "nearest report": nearest_reports(outputs),
         "all normal": [_all_normal(n) for n in range(len(outputs))],
     }
     references = [one.references["seen"] for one in outputs]
     out: dict[str, Measure] = {}
-    for writer in WRITERS:
+    for writer in texts:
         said = [reports.ALL_NORMAL if writer == "all normal" else parse_report(text) for text in texts[writer]]
         counts = [
             replace(reports.count(told, true), itself=len(reports.contradicted(text)))
             for told, true, text in zip(said, records, texts[writer], strict=True)
         ]
         own = reports.measures(counts) | wording.measures(texts[writer], references, text_model)
+        if writer in HELD and all(HELD[writer] in one.contradictions for one in outputs):
+            wrong, told = zip(*(one.contradictions[HELD[writer]] for one in outputs), strict=True)
+            own["sentences against the findings"] = ratio(list(wrong), list(told))
         out |= {f"report/{writer}/{name}": measure for name, measure in own.items()}
         called = FindingTable.of(records, [{}] * len(records), said)
         for column, name in enumerate(called.names):

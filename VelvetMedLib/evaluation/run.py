@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib import __version__
-from VelvetMedLib.case import Case
+from VelvetMedLib.case import Case, checked
+from VelvetMedLib.case.editing import sentences
 from VelvetMedLib.cohorts import CohortCase, load_case, read_cohort
 from VelvetMedLib.cohorts.options import stream
 from VelvetMedLib.errors import BundleError, UsageError
@@ -22,15 +23,17 @@ from VelvetMedLib.evaluation.findings import TRUTH
 from VelvetMedLib.evaluation.grounding import WAYS, Pointed, Way, body_of, target_of
 from VelvetMedLib.evaluation.outputs import CaseOutput, RunFacts, case_file, claim, write_output
 from VelvetMedLib.evaluation.segmentation import score_case
-from VelvetMedLib.reports import HELD_OUT_STYLE, ProseSection, make_questions, ontology, render, write_report, write_sentence
+from VelvetMedLib.reports import HELD_OUT_STYLE, ProseSection, make_questions, ontology, parse_report, render, write_report, write_sentence
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks import ground, run_analysis, vqa
 from VelvetMedLib.tasks.analysis import Analysis
 from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.findings import calibrated, finding_logits
+from VelvetMedLib.tasks.report import draft_report
 from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.segmentation import organ_labels
+from VelvetMedLib.tasks.statements import kept_row, words_query
 from VelvetMedLib.tasks.writers import DraftSettings
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
     turn = 2 * WORDING_SEED + (case.record["twin_of"] is not None)
     done = run_analysis(case.volume, bundle, draft=DraftSettings(style=STYLE))
     seconds = round(time.monotonic() - started, 2)
+    drafts = {"report": done.case} | ({} if done.case.report is None else {"unheld": _unheld(done, bundle)})
     written = {
         name: write_report(case.findings, style=style, rng=stream(seed, f"evaluation {name}", turn), held_out_wording=name == "unseen")
         for name, style in WORDINGS.items()
@@ -90,12 +94,27 @@ def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
         report=report_text(done.case),
         references={name: render(sections, WORDINGS[name]) for name, sections in written.items()},
         study=[float(x) for x in done.encoding.study_vector],
-        texts=_text_vectors(written, bundle),
+        kept=[float(x) for x in kept_row(done.encoding, bundle)],
+        texts=_queries(written, bundle),
         answers=_answers(case, done, bundle, stream(seed, "evaluation questions", turn)),
         structures=_structures(case, done),
         pointing=_pointing(case, done, bundle, stream(seed, "evaluation phrases", turn)),
         seconds=seconds,
+        unheld=report_text(drafts["unheld"]) if "unheld" in drafts else None,
+        contradictions={name: _contradictions(draft) for name, draft in drafts.items()},
     )
+
+
+def _unheld(done: Analysis, bundle: Bundle) -> Case:
+    """The case with the draft as its writer words it, held to no finding."""
+    free = draft_report(done.case.findings, done.encoding, bundle, settings=DraftSettings(style=STYLE, hold_from=None))
+    return checked(replace(done.case, report=free.report))
+
+
+def _contradictions(case: Case) -> list[int]:
+    """(sentences that contradict the case's own findings and measurements, all sentences)."""
+    told = [sentence for _, _, sentence in sentences(case)]
+    return [sum(any(flag.kind == "contradiction" for flag in one.flags) for one in told), len(told)]
 
 
 def _scores(encoding: Encoding, bundle: Bundle) -> dict[str, float]:
@@ -117,14 +136,15 @@ def report_text(case: Case) -> str | None:
     return "\n\n".join(f"{section.title}:\n{' '.join(s.text for s in section.sentences)}" for section in case.report.sections) + "\n"
 
 
-def _text_vectors(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle) -> dict[str, list[float]]:
+def _queries(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle) -> dict[str, list[float]]:
     """Of the sentences that speak of findings: technique and comparison must not tell studies apart."""
     if bundle.tokenizer is None:
         return {}
-    spoken = {name: [s.text for section in sections for s in section.sentences if s.findings] for name, sections in written.items()}
-    return {
-        name: [float(x) for x in text_vector(sentences or ["No abnormality is described."], bundle)] for name, sentences in spoken.items()
-    }
+    queries = {}
+    for name, sections in written.items():
+        spoken = [s.text for section in sections for s in section.sentences if s.findings] or ["No abnormality is described."]
+        queries[name] = [float(x) for x in words_query(text_vector(spoken, bundle), parse_report(" ".join(spoken)), bundle)]
+    return queries
 
 
 def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:

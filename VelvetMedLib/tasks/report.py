@@ -2,6 +2,8 @@
 
 A sentence that says another finding, state, side, site, size, count or grade than the plan, or any number that was not
 measured, is replaced by a composed one from `reports.prose`. Its support then is that of the finding alone.
+The choice is made between whole sentences, not between tokens: what a denial reaches is known when the sentence is complete.
+`DraftSettings.hold_from` confines it to findings of some confidence; numbers are filled from measurement in any case.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,7 @@ def draft_report(
     titles = phrase_book()["sections"]
     wanted = {title for section, title in titles.items() if settings.has(section)}
     states = {f.name: f.state for f in findings}
+    held = {f.name for f in findings if is_held(f, settings.hold_from)}
     planned = [f for f in findings if not _silent(f, findings) and _title(f) in wanted]
     together = [f for f in planned if settings.length == "brief" and f.state in ("absent", "not_assessed")]
     alone = [f for f in planned if f not in together]
@@ -70,13 +73,17 @@ def draft_report(
     proposed = (writer or open_writer(None, bundle)).write(records, encoding, settings.style, run or Run())
     for finding, record, wording in zip(alone, records, proposed, strict=True):
         title = _title(finding)
-        text = None if wording is None else accepted(wording.slotted, record, states, title)
+        text = None if wording is None else accepted(wording.slotted, record, states, title, held)
         origin[finding.name] = "composed" if text is None else "written"
         support = finding_support(finding)
         if text is not None and wording is not None and wording.probability is not None and support is not None:
             support = round(math.sqrt(support * wording.probability), 4)
         text = text or compose(record, settings.style, title)
-        sentences[title].append(Sentence(text=text, state=finding.state, support=support, finding=finding.name, link=finding.link))
+        state: State | None = finding.state
+        if finding.name not in held:
+            state = next((m.state for m in parse_sentence(text, title) if m.name == finding.name), None)
+            support = support if state == finding.state else None
+        sentences[title].append(Sentence(text=text, state=state, support=support, finding=finding.name, link=finding.link))
     for title, lines in sentences.items():
         lines += _together([f for f in together if _title(f) == title], settings.style, title)
     sections = [Section(title=title, sentences=tuple(lines)) for title, lines in sentences.items() if lines]
@@ -119,6 +126,12 @@ def _listed(words: list[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def is_held(finding: CaseFinding, hold_from: float | None) -> bool:
+    """Whether no sentence may contradict a finding: one as sure as `hold_from`, or one that was not assessed."""
+    support = finding_support(finding)
+    return hold_from is not None and (support is None or support >= hold_from)
+
+
 def finding_support(finding: CaseFinding) -> float | None:
     """How far the finding itself supports its state: its probability, or one minus it for an absent one."""
     if finding.probability is None:
@@ -135,15 +148,22 @@ def _silent(finding: CaseFinding, findings: tuple[CaseFinding, ...]) -> bool:
     return both and mass is not None and finding.size_mm is not None and finding.size_mm == mass.size_mm
 
 
-def accepted(slotted: str, record: FindingRecord, states: Mapping[str, str], title: str = "") -> str | None:
-    """A writer's sentence with its slots filled, or None if anything in it is not in the record."""
+def accepted(
+    slotted: str, record: FindingRecord, states: Mapping[str, str], title: str = "", held: Collection[str] | None = None
+) -> str | None:
+    """A writer's sentence with its slots filled, or None if it brings a number of its own, or anything in it is not in the record.
+
+    held: names of the findings that no sentence may contradict, None = all. A sentence on another one may say anything but that.
+    """
     if not slotted or re.search(r"\d", slotted):
         return None
     slots = set(re.findall(r"\[[A-Z]+\]", slotted))
     if slots - set(available_slots(record)):
         return None
     text = fill_slots(slotted, record)
-    return text if agrees(text, record, states, title) else None
+    if held is None or record.name in held:
+        return text if agrees(text, record, states, title) else None
+    return None if any(m.name in held and states[m.name] != m.state for m in parse_sentence(text, title)) else text
 
 
 def agrees(text: str, record: FindingRecord, states: Mapping[str, str], title: str = "") -> bool:

@@ -55,8 +55,9 @@ class DraftSettings:
         if self.hold_from is not None and not 0.0 <= self.hold_from <= 1.0:
             raise UsageError(
                 "The draft report cannot be held to its findings this way.",
-                found=f"hold_from: {self.hold_from:g}",
+                found=f"a confidence of {self.hold_from:g}",
                 expected="0 to 1, or none",
+                next_step="Choose another confidence.",
             )
 
     def has(self, section: str) -> bool:
