@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from VelvetMedLib.reports import findings_of, ontology, understand
+from VelvetMedLib.reports import LUNG_LOBES, findings_of, ontology, understand
 
 LOBES_LEFT = ("lung_upper_lobe_left", "lung_lower_lobe_left")
 
@@ -128,3 +132,19 @@ def test_every_finding_is_looked_for_in_some_organ() -> None:
     concerned = {f.name for s in ontology().structures for f in findings_of(s.name)}
     assert concerned == set(ontology().finding_names)
     assert not findings_of("pancreas") and {f.name for f in findings_of("heart")} >= {"cardiomegaly", "pericardial_effusion"}
+
+
+def typed() -> list[list[Any]]:
+    return list(json.loads(Path(__file__).with_name("typed_questions.json").read_text(encoding="utf-8"))["questions"])
+
+
+@pytest.mark.parametrize(("text", "kind", "finding", "organs"), typed(), ids=lambda value: value if isinstance(value, str) else "")
+def test_questions_as_people_type_them(text: str, kind: str | None, finding: str | None, organs: list[str] | None) -> None:
+    asked = understand(text)
+    if kind in (None, "beyond"):
+        assert (asked.beyond is not None) == (kind == "beyond") and (kind == "beyond" or not asked.understood)
+        return
+    assert asked.understood and asked.beyond is None and (asked.kind, asked.finding) == (kind, finding)
+    if organs is not None:  # null: the organ is told by the finding, whether or not it is named
+        groups = {"lungs": LUNG_LOBES, "kidneys": ("kidney_left", "kidney_right")}
+        assert set(asked.structures) == {name for organ in organs for name in groups.get(organ, (organ,))}

@@ -168,7 +168,7 @@ def test_cells_count_by_the_share_of_them_that_lies_in_the_box(cases: Callable[[
         ("liver", "Is there a nodule in it?", "This question cannot be answered from this scan: lung nodule is not looked for"),
         ("liver", "Is there a lesion in the liver?", "No. "),
         ("liver", "Is it fatty liver?", "Uncertain (probability 0.40). "),
-        ("liver", "What is wrong here?", "None of the assessed findings is present. Uncertain: hepatic steatosis. Absent: liver"),
+        ("liver", "What is wrong here?", "None of the findings that were assessed of the liver is present. Uncertain: hepatic"),
         ("liver", "How large is it?", "The segment of the liver measures"),
         ("liver", "mean HU", "The mean density of the liver is 110 HU."),
         ("liver", "Which is larger, the liver or the left lung?", "On the whole scan: "),

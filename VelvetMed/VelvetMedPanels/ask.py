@@ -201,12 +201,9 @@ class AskPanel:
         elif answer.confidence is not None:
             remarks.insert(0, _("confidence {share}").format(share=percent(answer.confidence)))
         shown = self._anchor(answer.link, _("Show on the scan")) if answer.link is not None else escape(_("no place"))
-        text = escape(answer.answer)
-        if answer.unanswered is not None:
-            text = f"<i>{text}</i>"
         lines = [
             f"<b>{escape(answer.question)}</b>{self._about_words(answer)}",
-            text,
+            escape(answer.answer),
             f'<small>{shown} <span style="color:{SILENT}">· {escape(" · ".join(remarks))}</span></small>',
         ]
         bar = f'<td width="3" bgcolor="{color}"></td><td width="7"></td>'

@@ -100,7 +100,7 @@ def key_of(kind: str, text: str) -> str | None:
         if compared is None:
             return plain.rstrip(".")
         return compared.group({"larger": 1, "smaller": 3}[compared.group(2)]) if compared.group(2) else "about the same"
-    if kind == "normal" and plain.startswith("none of the"):
+    if kind == "normal" and plain.startswith("none of the findings"):
         return "yes"  # the careful way to say so: only what was looked for can be absent
     found = re.search(_WORDS[kind], plain)
     return found.group() if found else None

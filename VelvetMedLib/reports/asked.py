@@ -138,7 +138,7 @@ def _settled(asked: Asked, words: str) -> Asked:
     if finding is not None:
         if kind == "compare":
             kind = "side" if re.search(r"\b(?:left|right|side)\b", words) else "size"
-        elif kind in ("findings", "covered", "normal"):
+        elif kind in ("findings", "covered", "normal", None):
             kind = "presence"
     return replace(asked, kind=kind, finding=finding)
 

@@ -178,32 +178,30 @@ def not_there(found: CaseFinding, where: str) -> Planned:
 
 
 def about_all(kind: str, findings: Sequence[CaseFinding], of: str = "") -> Planned:
-    """What there is, what is uncertain and how much was not assessed. of: the organ whose findings these are, empty for the scan."""
+    """What there is, what is uncertain and how much was not assessed. of: where these are looked for, empty for the whole scan."""
     present, uncertain, absent, unseen = (
         [f for f in findings if f.state == state] for state in ("present", "uncertain", "absent", "not_assessed")
     )
-    supports = [s for f in findings if (s := finding_support(f)) is not None]
-    confidence = min(supports) if kind == "normal" and supports else sum(supports) / len(supports) if supports else 0.0
-    # "No abnormal findings" would also speak for what was never looked at.
-    text = capitalise(f"{_names(present)}.") if present else "None of the assessed findings is present."
-    if uncertain:
-        text += f" Uncertain: {_names(uncertain)}."
-    if of:
-        others = (("Absent", absent), ("Not assessed", unseen))
-        text += "".join(f" {word}: {_names(some)}." for word, some in others if some)
-    elif unseen:
-        text += f" {len(unseen)} of {len(findings)} findings were not assessed."
-    link = max(present, key=lambda f: f.probability or 0.0).link if present else None
     only = findings[0].name if len(findings) == 1 else None
     if len(unseen) == len(findings):
         return cannot("not_assessed", f"none of the findings {of or 'of the scan'} could be assessed ({_names(unseen)})", finding=only)
+    supports = [s for f in findings if (s := finding_support(f)) is not None]
+    # "No abnormal findings" would also speak for what was never looked at.
+    lines = [f"{_names(present)}." if present else f"None of the findings that were assessed{f' {of}' if of else ''} is present."]
+    lines += [f"Uncertain: {_names(uncertain)}."] if uncertain else []
+    if of:
+        lines += [f"{word}: {_names(some)}." for word, some in (("Absent", absent), ("Not assessed", unseen)) if some]
+    elif unseen:
+        lines.append(f"{len(unseen)} of {len(findings)} findings were not assessed.")
+    text, key = capitalise(" ".join(lines)), None
+    link = max(present, key=lambda f: f.probability or 0.0).link if present else None
     if kind == "findings":
-        return Planned(text, _names(present) or "no abnormal findings" if not of else None, confidence, only, link)
+        key = None if of else _names(present) or "no abnormal findings"
+        return Planned(text, key, sum(supports) / len(supports) if supports else 0.0, only, link)
     if present:
-        return Planned(f"No. {text}", "no" if not of else None, max(f.probability or 0.0 for f in present), only, link)
+        return Planned(f"No. {text}", None if of else "no", max(f.probability or 0.0 for f in present), only, link)
     # Never a plain "yes": only what was looked for can be absent.
-    careful = f"None of the findings looked for{f' {of}' if of else ''} is called present. {text}"
-    return Planned(careful, None if uncertain or of else "yes", confidence, only)
+    return Planned(text, None if of or uncertain else "yes", min(supports) if supports else 0.0, only)
 
 
 def _names(findings: Sequence[CaseFinding]) -> str:

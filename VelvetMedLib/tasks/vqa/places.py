@@ -228,11 +228,13 @@ def _everything(known: Known, asked: Asked, place: Place, structures: dict[str, 
     organs = f"{capitalise(place.words)}: {', '.join(named) or 'no organ that this model segments'}; mean density {place.mean_hu:.0f} HU."
     concerned = {f.name for name in structures for f in findings_of(name)}
     judged = [*here, *(f for f in known.findings if f.state in ("absent", "not_assessed") and f.name in concerned)]
+    # What is seen elsewhere is not seen here; that it is absent here is only said of what has voxels that could have been here.
     if not judged:
         return Planned(f"{organs} No finding is looked for there.")
-    # What is seen elsewhere is not seen here; that it is absent here is only said of what has voxels that could have been here.
-    plan = about_all(asked.kind or "findings", judged)
+    plan = about_all(asked.kind or "findings", judged, place.words)
     link = next((place.evidence.lesion_link(part) for part in here.values()), None)
+    if plan.unanswered is not None and asked.kind != "normal":
+        return Planned(f"{organs} Not assessed: {', '.join(f.display for f in judged)}.", link=link)
     return replace(plan, text=f"{plan.text} {organs}", key=None, finding=None, link=link)
 
 
