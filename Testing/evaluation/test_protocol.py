@@ -67,7 +67,7 @@ def test_kept_outputs_say_what_the_records_say_and_twins_share_a_group(finished:
         said = {r.name: r.state for r in parse_report(one.references["seen"])}
         assert {r.name for r in one.truth if r.state == "present"} >= {n for n, state in said.items() if state == "present"}
         assert CaseOutput.from_dict(json.loads(json.dumps(one.as_dict()))).as_dict() == one.as_dict()
-        assert {len(one.study)} == {len(v) for v in one.texts.values()}
+        assert {len(one.kept)} == {len(v) for v in one.texts.values()}
     twins = [one for one in outputs if one.group != one.case]
     siblings = {one.case: one for one in outputs}
     assert all(one.references["unseen"] != siblings[one.group].references["unseen"] for one in twins)
@@ -161,6 +161,16 @@ def test_evaluations_over_other_cases_are_not_compared(finished: Path, tmp_path:
     (other / "run.json").write_text(json.dumps(facts | {"cohort_seed": 6}), encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be compared"):
         compare(finished, other, tmp_path)
+
+
+def test_calibration_is_compared_over_the_findings_that_both_use(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    facts = json.loads((other / "run.json").read_text(encoding="utf-8"))
+    (other / "run.json").write_text(json.dumps(facts | {"calibrated": facts["calibrated"][:9]}), encoding="utf-8")
+    alone = [float(load(out).measures["findings/all/ECE"](np.ones((1, CASES)))[0]) for out in (finished, other)]
+    (found,) = (d for d in compare(finished, other, tmp_path) if d.name == "findings/all/ECE")
+    assert alone[0] != alone[1] == found.first == found.second and found.difference.value == 0.0
 
 
 def test_evaluations_with_other_questions_are_not_compared(finished: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from VelvetMedLib.evaluation.records import facts_of, record_scores, record_word
 from VelvetMedLib.evaluation.retrieval import (
+    by_words,
     chance,
     galleries,
     hit_chances,
@@ -110,7 +111,7 @@ def test_measures_stand_beside_oracle_and_chance_in_galleries_of_one_view() -> N
     views = ["chest"] * 5 + ["slab"] * 5
     vectors = np.eye(10)
     wrong = np.roll(vectors, 1, axis=0)
-    found = measures(vectors, {"seen": vectors, "unseen": wrong}, records, views)
+    found = measures({"seen": vectors, "unseen": wrong.T}, records, views)
     once = {name: float(measure(np.ones((1, 10)))[0]) for name, measure in found.items()}
     assert once["retrieval/all/own report/seen/text to image R@1"] == 1.0
     assert once["retrieval/all/own report/unseen/text to image R@1"] == 0.0
@@ -126,9 +127,20 @@ def test_measures_stand_beside_oracle_and_chance_in_galleries_of_one_view() -> N
 def test_a_figure_of_one_gallery_rests_on_its_own_studies() -> None:
     views = ["chest"] * 5 + ["slab"] * 5
     texts = np.concatenate([np.eye(10)[:5], np.roll(np.eye(10)[5:], 1, axis=0)])
-    found = measures(np.eye(10), {"seen": texts}, [_record("emphysema")] * 10, views)
+    found = measures({"seen": texts.T}, [_record("emphysema")] * 10, views)
     name = "retrieval/only chest/own report/seen/image to text R@1"
     assert found[name](np.array([[1.0] * 5 + [7.0] * 5]))[0] == 1.0
+
+
+def test_scores_by_words_are_those_of_the_search_and_where_it_weighs_statements_of_the_vectors_alone_too() -> None:
+    draw = np.random.default_rng(1)
+    kept, texts = draw.normal(size=(4, 6)), draw.normal(size=(4, 6))
+    found = by_words(kept, {"seen": texts}, 2)
+    for scan, text in itertools.product(range(4), range(4)):
+        vectors, statements = kept[scan, :2] @ texts[text, :2], kept[scan, 2:] @ texts[text, 2:]
+        assert found["seen, vectors alone"][scan, text] == pytest.approx(vectors)
+        assert found["seen"][scan, text] == pytest.approx(vectors + statements)
+    assert list(by_words(kept, {"seen": texts}, 6)) == ["seen"]
 
 
 def test_a_gallery_too_small_to_tell_anything_is_left_out() -> None:

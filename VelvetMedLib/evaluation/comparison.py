@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ import numpy as np
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.errors import UsageError
+from VelvetMedLib.evaluation import findings
 from VelvetMedLib.evaluation.bootstrap import Estimate, Measure, Weights, estimate, resamples
 from VelvetMedLib.evaluation.outputs import CaseOutput
 from VelvetMedLib.evaluation.protocol import Evaluation, load
 from VelvetMedLib.files import write_text
 
 COMPARISON = "comparison.json"
-LOWER_IS_BETTER = ("ECE", "HD95 (mm)", "contradictions", "contradicts itself", "hallucinations per normal case", "seconds per case")
+LOWER_IS_BETTER = (
+    "ECE", "HD95 (mm)", "contradictions", "contradicts itself", "sentences against the findings", "hallucinations per normal case",
+    "seconds per case",
+)  # fmt: skip
 OF_NO_BUNDLE = ("record oracle", "chance", "majority", "question only", "all normal")
 """Parts of names that say nothing of a bundle: baselines that are the same for both."""
 
@@ -78,7 +82,8 @@ def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Diff
             expected="two evaluations over the same cases, reports and questions",
             next_step="Evaluate both bundles with the same --cohort and the same VelvetMed.",
         )
-    found = differences(a.measures, b.measures, resamples(a.groups))
+    shared = sorted(set(a.facts.calibrated) & set(b.facts.calibrated))
+    found = differences(_calibrated_on(a, shared), _calibrated_on(b, shared), resamples(a.groups))
     names = [f"{x.facts.bundle_id} {x.facts.bundle_version}" for x in (a, b)]
     data = {
         "notice": RESEARCH_USE_ONLY,
@@ -89,6 +94,13 @@ def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Diff
     write_text(Path(out) / COMPARISON, json.dumps(data, indent=1) + "\n")
     write_text(Path(out) / "comparison.md", as_markdown(found, names, a))
     return found
+
+
+def _calibrated_on(one: Evaluation, names: Sequence[str]) -> dict[str, Measure]:
+    """All measures, with the calibration error over these findings: an error over others is another question."""
+    chosen = np.isin(one.table.names, names)
+    table = replace(one.table, probability=np.where(chosen, one.table.probability, np.nan))
+    return {**one.measures, **{name: measure for name, measure in findings.measures(table).items() if name.endswith("/ECE")}}
 
 
 def _same_case(one: CaseOutput, other: CaseOutput) -> bool:
@@ -129,7 +141,7 @@ def as_markdown(found: Sequence[Difference], names: Sequence[str], of: Evaluatio
     clear = [row(d) for d in others if d.clear]
     title = f"# {names[1]} against {names[0]}"
     cases = f"First: {names[0]}. Second: {names[1]}. {len(of.outputs)} synthetic cases of seed {of.facts.cohort_seed}, the same for both."
-    how = "Intervals: paired bootstrap over cases. A difference is clear where its interval leaves out 0."
+    how = "Intervals: paired bootstrap over cases. A difference is clear where its interval leaves out 0. ECE: over findings that both use."
     rest = f"Of {len(others)} other figures {len(clear)} differ clearly; about one in twenty would by chance alone."
     lines = [title, "", cases, how, "", *rows, *head, "", "## Other figures that differ clearly", "", rest, ""]
     return "\n".join([*lines, *([*rows, *clear, ""] if clear else []), RESEARCH_USE_ONLY, ""])

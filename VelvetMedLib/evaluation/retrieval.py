@@ -94,16 +94,26 @@ def galleries(views: Sequence[str]) -> dict[str, list[int]]:
     return {name: members for name, members in all_of_them.items() if len(members) >= LEAST_GALLERY}
 
 
-def measures(
-    images: Scores, texts: Mapping[str, Scores], records: Sequence[Sequence[FindingRecord]], views: Sequence[str]
-) -> dict[str, Measure]:
+def by_words(kept: Scores, texts: Mapping[str, Scores], dimension: int) -> dict[str, Scores]:
+    """[scans, texts] of each wording, as the product searches by words; where that weighs statements, by the vectors alone, too.
+
+    kept [N, D + statements]; texts: by wording, of the same shape; dimension: D.
+    """
+    out: dict[str, Scores] = {name: np.asarray(kept @ queries.T) for name, queries in texts.items()}
+    if kept.shape[1] > dimension:
+        out |= {f"{name}, vectors alone": np.asarray(kept[:, :dimension] @ queries[:, :dimension].T) for name, queries in texts.items()}
+    return out
+
+
+def measures(model: Mapping[str, Scores], records: Sequence[Sequence[FindingRecord]], views: Sequence[str]) -> dict[str, Measure]:
     """R@k by gallery, by what counts as right ("own report", or any of "equal record"), by whose scores, and by way.
 
-    images [N, D]; texts: by wording, [N, D]. Beside the model's scores stand the record oracle (who reads every report and scan right)
+    model: its scores by name, [scans, texts] in one order. Beside them stand the record oracle (who reads every report and scan right)
     and chance. A gallery of k studies or fewer has no R@k.
     """
-    wordings = {name: np.asarray(images, np.float64) @ np.asarray(vectors, np.float64).T for name, vectors in texts.items()}
-    scores = wordings | {"record oracle": record_scores([facts_of(r) for r in records]), "chance": np.zeros((len(views), len(views)))}
+    scores = {
+        **model, "record oracle": record_scores([facts_of(r) for r in records]), "chance": np.zeros((len(views), len(views)))
+    }  # fmt: skip
     equal = same_group([record_word(r) for r in records])
     out: dict[str, Measure] = {}
     for gallery, members in galleries(views).items():
