@@ -150,6 +150,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ["search", "i"],
         ["cohort", "make", "--cases", "0", "--seed", "1", "--out", "d"],
         ["ask", "c"],
+        ["ask", "c", "q", "--box", "1 2 3"],
+        ["ask", "c", "q", "--box", "0 0 0 0 5 5"],
+        ["ask", "c", "q", "--segment", "liver", "--box", "0 0 0 5 5 5"],
     ],
 )
 def test_words_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str], words: list[str]):
@@ -380,6 +383,10 @@ def test_questions_phrases_vectors_and_searches_answer_in_text_and_json(
         return json.loads(capsys.readouterr().out)
 
     assert {"answer", "confidence", "link", "notice"} <= set(said("ask", str(case), "What are the findings?"))
+    about = said("ask", str(case), "mean HU?", "--box", "-60 -40 -60 20 30 10")
+    assert about["about"]["segment"] is None and "HU" in about["answer"] and about["link"]["kind"] == "box"
+    assert main(["ask", str(case), "How large is it?", "--segment", "third ear", *bundle]) == 2
+    assert "no such segment" in capsys.readouterr().err
     assert (case / said("ground", str(case), "pleural effusion")["heatmap"]).is_file()
     grow = ["index", str(case.parent), "--out", str(index), "--keep-text"]
     for wanted in ((1, 0, 1), (0, 1, 1)):

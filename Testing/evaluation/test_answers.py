@@ -28,7 +28,7 @@ from VelvetMedLib.reports import FindingRecord
         ("count", "3.", "three", 1.0),
         ("count", "Two.", "three", 0.0),
         ("severity", "Moderate.", "moderate", 1.0),
-        ("normal", "None of the findings looked for is called present. 3 of 21 findings were not assessed.", "yes", 1.0),
+        ("normal", "None of the findings that were assessed is present. 3 of 21 findings were not assessed.", "yes", 1.0),
         ("normal", "No. Emphysema.", "no", 1.0),
         ("volume", "The segment of the liver measures 1432 ml. It is partly outside the field of view.", "1300 ml", 1.0),
         ("volume", "The segment of the liver measures 1432 ml.", "1200 ml", 0.0),
@@ -41,7 +41,7 @@ from VelvetMedLib.reports import FindingRecord
         ("place", "Yes. Nodule.", "no", 0.0),
         ("findings", "Emphysema, pleural effusion. Uncertain: cardiomegaly, splenomegaly.", "pleural effusion, emphysema", 1.0),
         ("findings", "Emphysema.", "emphysema, pleural effusion", 2 / 3),
-        ("findings", "None of the assessed findings is present.", "no abnormal findings", 1.0),
+        ("findings", "None of the findings that were assessed is present.", "no abnormal findings", 1.0),
         ("findings", "", "emphysema", 0.0),
     ],
 )

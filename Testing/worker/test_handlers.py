@@ -60,6 +60,21 @@ def test_a_question_to_the_case_needs_no_bundle_named_while_its_model_is_in_use(
     assert answer["answer"] and 0 <= answer["confidence"] <= 1
 
 
+def test_a_question_can_be_put_to_a_segment_or_a_box(worker, analysed):
+    out, _ = analysed
+    case = json.loads((out / "case.json").read_text(encoding="utf-8"))
+    segment = case["segments"][0]
+    about = {"segment": segment["name"], "box_to_ras": None}
+    answer = worker.wait(worker.request("ask", {"case": str(out), "question": "How large is it?", "about": about}), 60)
+    assert answer["about"] == about and f"{segment['volume_ml']:.0f} ml" in answer["answer"] and answer["link"]["label"] == segment["label"]
+    far = np.diag([5.0, 5.0, 5.0, 1.0])
+    far[:3, 3] = 900.0
+    params = {"case": str(out), "question": "mean HU?", "about": {"box_to_ras": far.tolist()}}
+    assert worker.wait(worker.request("ask", params), 60)["unanswered"] == "out_of_view"
+    with pytest.raises(WorkerError, match="cannot be read"):
+        worker.wait(worker.request("ask", {**params, "about": {"box_to_ras": np.zeros((4, 4)).tolist()}}), 60)
+
+
 def test_a_phrase_is_grounded_and_its_heat_map_lies_on_the_scans_grid(worker, analysed, tmp_path):
     from VelvetMedLib.ct import read_header
 
