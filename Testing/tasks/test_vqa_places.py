@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from VelvetMedLib.case import About, CaseFinding, Link
+from VelvetMedLib.case import About, CaseFinding, Link, Overruling
 from VelvetMedLib.ct import from_array
 from VelvetMedLib.ct.views import fine_view
 from VelvetMedLib.reports import ontology
@@ -189,6 +190,20 @@ def test_a_part_of_a_finding_is_measured_alone_and_said_to_be_a_part(cases: Call
     half = turned((NODULES[0][0][0], NODULES[0][0][1], 27.5), (30.0, 30.0, 8.0))
     assert ask(known, "nodule?", half).text.startswith("Yes.")
     assert ask(known, "How large is the nodule?", half).unanswered == "not_assessed"
+
+
+def test_what_a_person_marked_lies_where_its_point_is_and_edits_are_told(cases: Callable[[str], Known]) -> None:
+    whole = cases("oblique")
+    point = Link(kind="point", center_ras_mm=SPHERES["liver"][0])
+    mine = CaseFinding(
+        name="liver_lesion", display="liver lesion", state="present", link=point, overruling=Overruling(changed="2026-11-22T00:00:00+00:00")
+    )
+    segments = tuple(replace(s, edited=True) for s in whole.segments)
+    known = replace(whole, findings=(mine,), segments=segments)
+    here, away = turned(SPHERES["liver"][0], (20.0, 20.0, 20.0)), turned(NODULES[0][0], (20.0, 20.0, 20.0))
+    assert ask(known, "Is there a liver lesion?", here).text.startswith("Yes.")
+    assert ask(known, "Is there a liver lesion?", away).text.startswith("No, not in this box")
+    assert "told of the model's own" in ask(known, "Is there a liver lesion?", About(segment="liver")).text
 
 
 def test_without_an_encoding_segments_speak_and_boxes_do_not(cases: Callable[[str], Known]) -> None:

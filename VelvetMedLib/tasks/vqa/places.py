@@ -17,6 +17,7 @@ from VelvetMedLib.case import About, CaseFinding, Link
 from VelvetMedLib.reports import LUNG_LOBES, ontology
 from VelvetMedLib.reports.asked import Asked, Organ, findings_of
 from VelvetMedLib.reports.phrases import capitalise
+from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.evidence import KIDNEYS, Component, Evidence
 from VelvetMedLib.tasks.tokens import threshold_bytes
 from VelvetMedLib.tasks.vqa.findings import about_all, about_finding, not_there, worded
@@ -82,6 +83,13 @@ class Place:
         ml = {s.name: float(cells[s.label]) * self.evidence.fine.grid.voxel_volume_ml for s in ontology().structures}
         return dict(sorted(((name, value) for name, value in ml.items() if value > 0), key=lambda pair: -pair[1]))
 
+    def holds(self, point_ras_mm: Triple) -> bool:
+        """Whether any of the cell at a point belongs to the place."""
+        grid = self.evidence.fine.grid
+        cell = np.rint(grid.ras_to_ijk[:3, :3] @ np.array(point_ras_mm) + grid.ras_to_ijk[:3, 3]).astype(int)
+        inside = bool(((cell >= 0) & (cell < self.share_xyz.shape)).all())
+        return inside and bool(self.share_xyz[tuple(cell)] > 0)
+
     def part_of(self, component: Component) -> float:
         """Share of a lesion that lies in the place."""
         if component.home is not None and self.homes and set(self.homes) <= {*LUNG_LOBES, *KIDNEYS}:
@@ -96,7 +104,12 @@ def about_place(known: Known, asked: Asked, about: About) -> Planned:
     if isinstance(place, Planned):
         return place
     plan, outside = _in_scan(known, asked, about, place), 1.0 - _share_in_scan(known, about)
-    return replace(plan, text=f"{plan.text} {percent(outside)} of the box lie outside of the scan.") if outside > 0 else plan
+    segment = None if about.segment is None else known.segment(about.segment)
+    if outside > 0:
+        return replace(plan, text=f"{plan.text} {percent(outside)} of the box lie outside of the scan.")
+    if segment is not None and segment.edited and asked.finding is not None:
+        return replace(plan, text=f"{plan.text} The segment was edited by a person; what lies in it is told of the model's own.")
+    return plan
 
 
 def _share_in_scan(known: Known, about: About) -> float:
@@ -128,6 +141,9 @@ def in_place(known: Known, found: CaseFinding, kind: str, place: Place) -> Plann
     assert finding.lesion is not None
     channel = ontology().lesion(finding.lesion).channel
     parts = [c for c in place.evidence.components(channel) if ontology().counts_for(finding, c.long_mm)]
+    if found.by_person and found.link is not None:
+        # A person marked a point: no voxels of the model's are behind it.
+        return worded(known, found, found.record(), kind) if place.holds(found.link.center_ras_mm) else not_there(found, place.words)
     if not parts:
         return cannot("not_assessed", f"{finding.display} is not marked on the scan, so its place is not known", finding=found.name)
     shares = [place.part_of(c) for c in parts]
@@ -175,11 +191,9 @@ def _finding(known: Known, asked: Asked, place: Place | None, about: About) -> P
     finding, found = ontology().finding(asked.finding), known.finding(asked.finding)
     if found is None or found.state == "not_assessed":
         return about_finding(known, replace(asked, side=None, organs=()))
-    here = {about.segment}
-    concerned = {s.name for s in ontology().structures if finding in findings_of(s.name)}
     segment = None if about.segment is None else known.segment(about.segment)
     of_lesion = segment is not None and segment.kind == "lesion" and finding.lesion == segment.name
-    if segment is not None and not of_lesion and not here & concerned:
+    if segment is not None and not of_lesion and finding not in findings_of(segment.name):
         reason = f"{finding.display} is not looked for in the {segment.display}"
         return cannot("not_assessed", reason, finding=found.name, link=found.link)
     if found.state == "absent" or of_lesion or (finding.lesion is None and segment is not None):
@@ -226,9 +240,9 @@ def _everything(known: Known, asked: Asked, place: Place, structures: dict[str, 
         return cannot("out_of_view", "no part of the body lies in it")
     named = [f"{ontology().structure(name).display} {percent(ml / place.volume_ml)}" for name, ml in list(structures.items())[:MOST_NAMED]]
     organs = f"{capitalise(place.words)}: {', '.join(named) or 'no organ that this model segments'}; mean density {place.mean_hu:.0f} HU."
-    concerned = {f.name for name in structures for f in findings_of(name)}
-    judged = [*here, *(f for f in known.findings if f.state in ("absent", "not_assessed") and f.name in concerned)]
     # What is seen elsewhere is not seen here; that it is absent here is only said of what has voxels that could have been here.
+    concerned = {f.name for name in structures for f in findings_of(name) if f.lesion is not None}
+    judged = [*here, *(f for f in known.findings if f.state in ("absent", "not_assessed") and f.name in concerned)]
     if not judged:
         return Planned(f"{organs} No finding is looked for there.")
     plan = about_all(asked.kind or "findings", judged, place.words)
