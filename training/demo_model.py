@@ -20,11 +20,11 @@ from commandline import add_seed, add_traceback, begin, carry_out, new_parser
 
 COUNTS = {
     "fine_steps": (3000, 500),
-    "velvet_steps": (240, 40),
+    "velvet_steps": (160, 40),
     "text_steps": (400, 80),
     "global_steps": (80, 20),
     "reader_steps": (600, 120),
-    "encode_cases": (1000, 200),
+    "encode_cases": (1500, 200),
     "test_cases": (500, 60),
 }
 """Of a whole training (two hours on two cores), and of one that shows in a quarter of an hour where a change leads."""
