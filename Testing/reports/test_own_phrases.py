@@ -31,6 +31,8 @@ IMPRESSION: Nodule. Please phone Dr. Okafor on 555-0199.
         ("There is a 6 mm nodule in the right upper lobe.", "There is a [SIZE] nodule in the {site}."),
         ("12 mm nodule in the LLL.", "[SIZE] nodule in the {site}."),
         ("Small left pleural effusion.", "Small {side} pleural effusion."),
+        ("Moderate bilateral pleural effusions.", "Moderate bilateral pleural effusions."),
+        ("Bilateral pleural effusion.", "Bilateral pleural effusion."),
         ("THERE IS NO PNEUMOTHORAX.", "There is no pneumothorax."),
         ("Spleen is enlarged, measuring 14.5 cm.", "Spleen is enlarged, measuring [VALUE]."),
         ("The heart is enlarged with a cardiothoracic ratio of 0.58.", "The heart is enlarged with a cardiothoracic ratio of [VALUE]."),

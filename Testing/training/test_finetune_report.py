@@ -24,7 +24,7 @@ from commandline import PROBLEM, USAGE
 from finetuning import language_source
 from finetuning.language_source import language_folder
 from finetuning.report_data import read_studies
-from finetuning.report_running import RESULTS, WRITER, Written, finetune_report
+from finetuning.report_running import RESULTS, WRITER, Outcome, finetune_report
 from finetuning.report_settings import WritingData, WritingSettings, paper, tiny
 
 from Testing.plugins.bundles import body_volume
@@ -69,7 +69,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "studies.jsonl"
 
 
-def run(manifest: Path, folder: Path, bundle: Any, language: Path, steps: int, **options: Any) -> Written:
+def run(manifest: Path, folder: Path, bundle: Any, language: Path, steps: int, **options: Any) -> Outcome:
     given: dict[str, Any] = {
         "run": folder,
         "steps": steps,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from VelvetMedLib.errors import BundleError, CaseError, ScanError, WorkerError
+from VelvetMedLib.errors import BundleError, CaseError, ScanError, UsageError, WorkerError
 from VelvetMedLib.worker.client import WorkerClient, server_argv
 from VelvetMedLib.worker.handlers import make_handlers
 from VelvetMedLib.worker.protocol import UNANSWERED, VERBS
@@ -89,6 +89,20 @@ def test_segments_findings_and_report_of_a_case_come_one_by_one(worker, analysed
     case = json.loads((out / "case.json").read_text(encoding="utf-8"))
     for verb, key in (("segment", "segments"), ("findings", "findings"), ("report", "report")):
         assert worker.wait(worker.request(verb, {"case": str(out)}), 60)[key] == case[key]
+
+
+def test_a_draft_comes_in_the_form_and_by_the_writer_that_the_request_names(worker, body, random_bundle_folder):
+    params = {"bundle": str(random_bundle_folder), "writer": "composer", "sections": ["lungs", "impression"], "style": "terse"}
+    counts = {}
+    for length in ("full", "brief"):
+        volume = worker.put_volume(body.voxels_kji, body.ijk_to_ras)
+        draft = worker.wait(worker.request("report", {**params, "volume": volume, "length": length}), 120)["report"]
+        assert [s["title"] for s in draft["sections"]] == ["Lungs", "Impression"] and draft["style"] == "terse"
+        counts[length] = len(draft["sections"][0]["sentences"])
+    assert counts["brief"] <= counts["full"]
+    with pytest.raises(UsageError, match="no such writer"):
+        volume = worker.put_volume(body.voxels_kji, body.ijk_to_ras)
+        worker.wait(worker.request("report", {**params, "volume": volume, "writer": "nobody"}), 60)
 
 
 def test_a_folder_is_indexed_and_searched_by_text_and_by_case(worker, analysed, random_bundle_folder, tmp_path):

@@ -35,6 +35,7 @@ from VelvetMedLib.reports.sentences import is_irrelevant, split_sections, split_
 
 FORMAT_VERSION = 1
 SIDE_SLOT, SITE_SLOT = "{side}", "{site}"
+SLOTS = frozenset((SIZE_SLOT, COUNT_SLOT, VALUE_SLOT, SIDE_SLOT, SITE_SLOT))
 MOST_LETTERS = 200
 MOST_BYTES = 16 << 20
 _SLOT = re.compile(r"\[[A-Z]+\]|\{[a-z]+\}")
@@ -82,7 +83,8 @@ class Phrase:
         told = ((self.side, record.side), (self.site, record.site), (self.severity, record.severity))
         if any(stated is not None and stated != known for stated, known in told):
             return False
-        if self.many is not None and self.many != (several(record)):
+        # Both sides may be told in either number: "bilateral effusion", "effusions on both sides".
+        if self.many is not None and self.many != ((record.count or 1) > 1) and (record.side != "both" or (record.count or 1) > 1):
             return False
         if SIDE_SLOT in self.text and record.side not in ("left", "right"):
             return False
@@ -101,11 +103,6 @@ class Phrase:
     def told(self) -> int:
         """How many attributes the words give."""
         return len(_SLOT.findall(self.text)) + sum(said is not None for said in (self.side, self.site, self.severity))
-
-
-def several(record: FindingRecord) -> bool:
-    """Whether a record is told in the plural."""
-    return (record.count or 1) > 1 or record.side == "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +203,7 @@ def _lifted(text: str, record: FindingRecord) -> str | None:
 
 def _known_words(text: str, record: FindingRecord) -> bool:
     """Whether every word left is one that says nothing of the patient beyond the finding."""
-    if _PLAIN.fullmatch(text) is None:
+    if _PLAIN.fullmatch(text) is None or not set(_SLOT.findall(text)) <= SLOTS:
         return False
     words = re.findall(r"[A-Za-z]+(?:[-'][A-Za-z]+)*", _SLOT.sub(" ", text))
     capitals = [w for w in words[1:] if w != w.lower() and w not in ("CT", "HU", "I")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetuning.report_data import PromptBatch, PromptMaker, WrittenStudy, read_studies, seen_studies
+from finetuning.report_data import OWN_STYLE, PromptBatch, PromptMaker, WrittenStudy, read_studies, seen_studies
 from finetuning.report_learning import WritingStage, by_likelihood, mean_log_likelihood
 from finetuning.report_settings import WritingSettings
 from VelvetMedLib import RESEARCH_USE_ONLY
@@ -21,9 +21,10 @@ from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.runfolder import RunFolder, environment
 from VelvetMedLib.engine.sampler import StepSampler
 from VelvetMedLib.engine.trainer import Trainer
+from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.reports import score_reports
 from VelvetMedLib.files import file_sha256, read_json, write_json, write_text
-from VelvetMedLib.reports import fill_slots, ontology
+from VelvetMedLib.reports import STYLES, fill_slots, ontology
 from VelvetMedLib.reports.phrases import phrase_book
 from VelvetMedLib.tasks.progress import Run
 from VelvetMedLib.tasks.report import accepted
@@ -34,7 +35,7 @@ RESULTS, WRITER, QUARANTINE, BEFORE = "results.json", "writer", "quarantine.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class Outcome:
     """code: 0 done, `STOPPED` on request (then no results)."""
 
     code: int
@@ -53,7 +54,7 @@ def finetune_report(
     store: Path | None = None,
     say: Callable[[str], None] = print,
     after_step: Callable[[int], None] | None = None,
-) -> Written:
+) -> Outcome:
     """Teach a language model to word this bundle's findings, keep the best weights and measure them; called again, it goes on.
 
     source: a cohort or a manifest. language: folder of the model. store: encoded scans, by default in the run folder; runs may share
@@ -71,6 +72,7 @@ def finetune_report(
         seen, unreadable = seen_studies(studies, bundle, store or run / "encoded", say)
         _note(run, [*quarantined, *unreadable], say)
         parts = {part: [s for s in studies if s.split == part and s.name in seen] for part in ("train", "val", "test")}
+        _enough(parts)
         seed_torch(seed, "start")
         half = settings.loop.precision == "bf16"
         model = PromptedModel(*load_language_model(language, settings.lora, half=half), bundle.model.config.tribert.width)
@@ -104,7 +106,7 @@ def finetune_report(
             after_step=after_step,
         )
         if code := trainer.run():
-            return Written(code=code)
+            return Outcome(code=code)
         best = Checkpoints(run).load_best()
         if best is not None:
             stage.load_state_dict(best.parts["weights"])
@@ -122,7 +124,7 @@ def finetune_report(
         _export(run, model, language, bundle, settings, sources, results, source)
         said = f"loss {results['loss_before']:.2f} before, {results['loss_after']:.2f} after"
         say(f"On {judged}: {said}; {results['accepted']:.0%} of the sentences say their record. The writer is {WRITER} in the run folder.")
-        return Written(code=0, results=results)
+        return Outcome(code=0, results=results)
     finally:
         folder.close()
 
@@ -136,7 +138,7 @@ def written_truth(
     taken = total = 0
     for n, study in enumerate(studies, 1):
         records = list(study.records) or [row[0] for row in study.rows]
-        asked = [instruction(record, "structured" if study.records else "own") for record in records]
+        asked = [instruction(record, STYLES[0] if study.records else OWN_STYLE) for record in records]
         states, valid = prompt_states(maker.bundle, asked, [maker.seen[study.name]] * len(records), maker.sources)
         found = wordings(model, states, valid, settings.search, Run())
         plan = {record.name: record.state for record in records}
@@ -180,10 +182,22 @@ def _export(
         sources=tuple(sources),
         lora=settings.lora,
         search=settings.search,
+        style="" if source.is_dir() else OWN_STYLE,
         training_data="a synthetic cohort; no patient's data" if source.is_dir() else "the user's own reports, sentences of known words",
         results={name: value for name, value in results.items() if name != "samples"},
     )
     save_writer(run / WRITER, model, language, facts)
+
+
+def _enough(parts: dict[str, list[WrittenStudy]]) -> None:
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise TrainingError(
+                f"There is no usable study in the {part} split.",
+                found=", ".join(f"{len(found)} {name}" for name, found in parts.items()),
+                expected="at least one training and one validation study",
+                next_step="Add studies, or read quarantine.jsonl for why some were left out.",
+            )
 
 
 def _note(run: Path, quarantined: Sequence[Any], say: Callable[[str], None]) -> None:

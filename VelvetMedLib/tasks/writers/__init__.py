@@ -45,7 +45,7 @@ def open_writer(named: str | Path | None, bundle: Bundle) -> Writer:
         return LanguageWriter(path, bundle)
     raise UsageError(
         "There is no such writer.",
-        found=f"{str(named)!r}, which is no file and no folder",
+        found="a name that is no file and no folder",
         expected=f"{DECODER}, {COMPOSER}, a file of phrases, or the folder of a trained language model",
         next_step="Make phrases with 'velvetmed phrases', or a language model with training/finetune.py report.",
     )

@@ -46,7 +46,7 @@ _NEXT = "Train it again with training/finetune.py report, or use an undamaged co
 @dataclass(frozen=True)
 class WriterFacts:
     """writer.json. bundle: id and encoding_key of the bundle whose encodings it reads. base: name and licence of the language model.
-    training_data, results: for the reader of the file."""
+    style: the only one that it has learnt, "" = the one that a draft asks for. training_data, results: for the reader of the file."""
 
     bundle: Mapping[str, str]
     base: Mapping[str, str]
@@ -54,6 +54,7 @@ class WriterFacts:
     sources: tuple[str, ...]
     lora: LoraSettings
     search: SearchSettings
+    style: str
     training_data: str
     results: Mapping[str, Any]
 
@@ -66,7 +67,7 @@ class LanguageWriter:
         import torch
         from safetensors.torch import load_file
 
-        self.bundle, self.told = bundle, read_writer(folder)
+        self.bundle, self.told, self.sha256 = bundle, read_writer(folder), file_sha256(folder / MARK)
         if self.told.bundle["encoding_key"] != bundle.encoding_key:
             raise refuse(
                 "The writer was trained with another model of scans.",
@@ -92,13 +93,15 @@ class LanguageWriter:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"kind": "language model", "model": self.told.base.get("name", ""), "licence": self.told.base.get("licence", "")}
+        base = {"model": self.told.base.get("name", ""), "licence": self.told.base.get("licence", "")}
+        return {"kind": "language model", **base, "sha256": self.sha256}
 
     def write(self, records: Sequence[FindingRecord], encoding: Encoding, style: str, run: Run) -> list[Wording | None]:
         if not records:
             return []
         seen = [seen_of(encoding, self.bundle)] * len(records)
-        states, valid = prompt_states(self.bundle, [instruction(record, style) for record in records], seen, self.told.sources)
+        asked = [instruction(record, self.told.style or style) for record in records]
+        states, valid = prompt_states(self.bundle, asked, seen, self.told.sources)
         return wordings(self.model, states, valid, self.told.search, run)
 
 
@@ -169,7 +172,7 @@ def read_writer(folder: Path) -> WriterFacts:
         return WriterFacts(
             bundle=dict(data["bundle"]), base=dict(data["base"]), width=int(data["width"]), sources=tuple(data["sources"]),
             lora=LoraSettings.from_dict(data["lora"]), search=SearchSettings.from_dict(data["search"]),
-            training_data=str(data["training_data"]), results=dict(data["results"]),
+            style=str(data["style"]), training_data=str(data["training_data"]), results=dict(data["results"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, VelvetMedError) as error:
         raise refuse("writer.json is incomplete.", found=type(error).__name__, expected="all its entries", next_step=_NEXT) from None
