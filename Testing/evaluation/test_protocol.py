@@ -54,6 +54,8 @@ def test_the_results_are_figures_a_page_and_plots(finished: Path) -> None:
     )
     ways = [m for m in ("pointing", "pointing by lesion head", "pointing by cosine map") if f"grounding/all/{m}" in data["measures"]]
     assert len(ways) == 3 and all(f" {m} |" in page for m in ways)
+    assert all(data["measures"][f"consistency/answers with {what}"]["value"] == 1.0 for what in ("findings", "report"))
+    assert data["measures"]["answers/model/beyond"]["value"] == 1.0 and "| yes or no, forced, balanced |" in page
     chance = data["measures"]["retrieval/all/own report/chance/text to image R@1"]
     assert chance["value"] == pytest.approx(1 / CASES)
 

@@ -118,6 +118,8 @@ HEADLINES = (
     "segmentation/lesions/Dice",
     "answers/model/mean of types",
     "answers/model/presence, balanced",
+    "answers/model/presence, answered",
+    "answers/model/presence, when answered, balanced",
     "report/model/F1",
     "report/model/F1 with side",
     "report/model/contradictions",
