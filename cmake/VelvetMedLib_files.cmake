@@ -24,6 +24,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/case/schema.py"
   "VelvetMedLib/case/sources.py"
   "VelvetMedLib/case/store.py"
+  "VelvetMedLib/case/vertebrae.py"
   "VelvetMedLib/cli/__init__.py"
   "VelvetMedLib/cli/doctor.py"
   "VelvetMedLib/cli/evaluate.py"

@@ -19,6 +19,7 @@ from VelvetMedLib.case.schema import (
     Section,
     Segment,
     Sentence,
+    Vertebra,
 )
 from VelvetMedLib.case.store import case_to_json, read_case, read_segmentation, update_case, write_case
 
@@ -38,6 +39,7 @@ __all__ = [
     "Section",
     "Segment",
     "Sentence",
+    "Vertebra",
     "attribution_of",
     "case_to_json",
     "checked",

@@ -28,6 +28,9 @@ def report_markdown(case: Case) -> str:
         lines += [f"Partly outside the field of view: {_escaped(', '.join(partly))}.", ""]
     if old := [s.display for s in case.segments if s.stale]:
         lines += [f"{STALE}: {_escaped(', '.join(old))} edited after the figures were made.", ""]
+    if case.vertebrae:
+        heights = ", ".join(f"{v.anterior_mm:.0f}/{v.middle_mm:.0f}/{v.posterior_mm:.0f}" for v in case.vertebrae)
+        lines += [f"Vertebral heights from disc to disc, front/middle/back in mm, from below: {heights}.", ""]
     lines += _changes(case)
     if case.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(w)}" for w in case.warnings), ""]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.ct import Volume
 
 SCHEMA_VERSION = 2
-"""2: sentences have flags. A case of version 1 is read as one whose sentences were not checked."""
+"""2: sentences have flags, and vertebrae their heights. A case of version 1 is read as one where neither was looked at."""
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
 _Row = tuple[float, float, float, float]
 _LOOKS_LIKE_PATH = re.compile(r"(?:^|[\s\"'=(:])(?:/[\w.~-]+/[\w.~-]+|[A-Za-z]:\\|\\\\\w|~/)|\bfile://")
@@ -250,10 +250,23 @@ class CaseModel(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vertebra(Record):
+    """A vertebra between two discs, its level unknown: the way from disc to disc at three depths of its body (`case.vertebrae`).
+
+    loss_fraction: what its middle lacks of the lower of its neighbours' heights; None at the ends, where it has but one."""
+
+    center_ras_mm: Triple
+    anterior_mm: float
+    middle_mm: float
+    posterior_mm: float
+    loss_fraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case(Record):
     """Everything that one analysis found. timings: seconds by stage. run: versions, device and parameters, and as
     `attribution` the line that the scan's licence asks for, where the scan is a known public one.
-    files: what stands in the folder beside `case.json`, name to {sha256, bytes}; filled in by `write_case`."""
+    vertebrae: from below. files: what stands in the folder beside `case.json`, name to {sha256, bytes}; filled in by `write_case`."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -265,6 +278,7 @@ class Case(Record):
     findings: tuple[CaseFinding, ...] = ()
     report: Report | None = None
     answers: tuple[Answer, ...] = ()
+    vertebrae: tuple[Vertebra, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)

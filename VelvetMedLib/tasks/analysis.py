@@ -28,13 +28,15 @@ from VelvetMedLib.case import (
     update_case,
     write_case,
 )
+from VelvetMedLib.case.vertebrae import Heights, vertebral_heights
 from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.errors import CaseError
+from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks import vqa
 from VelvetMedLib.tasks.crop import stages_of, takes_one_crop
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
-from VelvetMedLib.tasks.findings import find, lesion_channels
+from VelvetMedLib.tasks.findings import find, lesion_channels, with_heights
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
 from VelvetMedLib.tasks.report import DEFAULT, Draft, draft_report
 from VelvetMedLib.tasks.segmentation import organ_labels, overlay_lesions, segments_of
@@ -119,6 +121,7 @@ def run_analysis(
         findings = find(encoding, bundle)
     labels: NDArray[np.uint8] | None = None
     segments: tuple[Segment, ...] = ()
+    heights: Heights | None = None
     drafted: Draft | None = None
     spoken: dict[str, Any] = {}
     if "segments" in parts:
@@ -127,6 +130,9 @@ def run_analysis(
             channels = lesion_channels(findings)
             labels = overlay_lesions(organs.copy(), encoding.need_fine(), volume.grid, channels, bundle.config.lesion_thresholds)
             segments = segments_of(labels, volume, volume.grid, organs_kji=organs)
+            spine, cord = (organs == ontology().structure(name).label for name in ("vertebrae", "spinal_cord"))
+            heights = vertebral_heights(volume.voxels_kji, spine, cord, volume.grid)
+            findings = with_heights(findings, heights)
     if "report" in parts:
         with run.stage("report"):
             writer = writer or open_writer(None, bundle)
@@ -140,6 +146,7 @@ def run_analysis(
         segments=segments,
         findings=findings if drafted is not None or "findings" in parts else (),
         report=drafted.report if drafted is not None else None,
+        vertebrae=heights.vertebrae if heights is not None else (),
         timings=dict(run.timings),
         warnings=(*volume.warnings, *encoding.run.get("warnings", ()), *(WITHOUT[part] for part in missing)),
         run=run_record(encoding, bundle) | spoken | _attribution(volume),

@@ -6,13 +6,15 @@ The state comes from the calibrated probability and the bundle's two thresholds.
    outright (one says present, the other absent), the state is `uncertain` and the finding says why. What the bundle does not tell
    from chance is `not_assessed`, with the measurement beside it.
 3. A measurement of an organ cut off by the field of view counts only if it is already beyond the threshold.
-4. What cannot be measured on a scan (a vertebra's loss of height) rests on the model alone, and the finding says so.
+4. What no measurement decides (a vertebra's loss of height) rests on the model alone, and the finding says so; heights that
+   `case.vertebrae` measures on fine slices are told beside it.
 5. Numbers that contradict the state are not reported: no size of 3 mm beside a `present` mass.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.bundle.config import FindingEntry, refuse
 from VelvetMedLib.case import CaseFinding
 from VelvetMedLib.case.overruling import DISAGREE, MEASURED
+from VelvetMedLib.case.vertebrae import Heights, most_lost
 from VelvetMedLib.reports import Finding, State, ontology
 from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
@@ -29,7 +32,7 @@ from VelvetMedLib.tasks.evidence import Evidence, Measured
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
-UNMEASURED = {"height_loss_fraction": "the loss of height and the level are not measured on the scan: the model alone says so"}
+UNMEASURED = {"height_loss_fraction": "no measurement of the height decides this: the model alone says so"}
 """Quantities that no measurement on the fine view gives, and what is said beside the finding instead."""
 
 
@@ -140,6 +143,22 @@ def _not_assessed(finding: Finding, reason: str, beside: Measured | None = None)
     if beside is not None and beside.reliable and beside.value is not None:
         facts = {"value": beside.value, "unit": finding.measure.unit, "link": beside.link}
     return CaseFinding(name=finding.name, display=finding.display, state="not_assessed", reason=reason, **_rounded(facts))
+
+
+def with_heights(findings: tuple[CaseFinding, ...], heights: Heights) -> tuple[CaseFinding, ...]:
+    """The findings with what the vertebrae's heights say beside a compression, whose state they do not touch."""
+    most = most_lost(heights.vertebrae)
+    loss = None if most is None else most.loss_fraction
+    beside = heights.reason or f"{len(heights.vertebrae)} vertebrae were measured from disc to disc"
+    if most is not None and loss is not None:
+        beside += f"; one at S {most.center_ras_mm[2]:.0f} mm lacks most of its neighbours' height, {loss:.0%}"
+
+    return tuple(
+        replace(f, reason="; ".join(filter(None, (f.reason, beside))))
+        if ontology().finding(f.name).measure.quantity == "height_loss_fraction"
+        else f
+        for f in findings
+    )
 
 
 def lesion_channels(findings: tuple[CaseFinding, ...]) -> frozenset[int]:

@@ -335,7 +335,7 @@ def _draft_of(params: Mapping[str, Any]) -> DraftSettings:
     """The form of the draft that a request asks for. Raises UsageError."""
     from VelvetMedLib.tasks.writers import DraftSettings
 
-    asked = {name: str(params[name]) for name in ("style", "length") if name in params}
+    asked: dict[str, Any] = {name: str(params[name]) for name in ("style", "length") if name in params}
     return DraftSettings(**asked, sections=tuple(map(str, params.get("sections") or ())))
 
 
