@@ -23,7 +23,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "Testing")]
 
 PANEL_WIDTH, NARROW_WIDTH = 420, 350
 README_PICTURE_BYTES = 450_000
-README_PICTURES = {"report": "07_report_edited", "segments": "08_segment_edited", "similar": "13_similar"}
+README_PICTURES = {"report": "07_report_edited", "segments": "08_segment_edited", "ask": "11_ask", "similar": "13_similar"}
 """Names in docs/ of the pictures that the README shows beside module.png."""
 VIEW_WIDTH, VIEW_BAR, VIEW_GAP = 430, 18, 3
 VIEW_COLORS = {"Axial": "#f34a33", "3D": "#7480f0", "Coronal": "#6eb04b", "Sagittal": "#edd54c"}
@@ -295,7 +295,7 @@ def show_questions(studio: Studio) -> None:
 
     put("Has the nodule grown?")
     put("Is there a pleural effusion?")
-    put("Compare the kidneys" if case.segment(2) is not None and case.segment(3) is not None else "Compare the lungs")
+    put("Which lung is larger?")
     segment = next((s for s in case.segments if s.name == "liver"), case.segments[0])
     ask.ui.aboutSelector.setCurrentIndex(1 + 1 + ask._segments.index(segment.name))
     put("What is wrong here?")

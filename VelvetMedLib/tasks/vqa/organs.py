@@ -167,6 +167,8 @@ def _compared(known: Known, asked: Asked) -> Planned:
         equal = share < ABOUT_EQUAL and not high.cut
         apart, more, less = f"{'at least ' if high.cut else ''}{percent(share)} apart", "larger", "smaller"
         told = {one: f"the {one.display} ({one.ml()})" for one in (first, second)}
+    if asked.claim is None:
+        first, second = high, low
     if equal:
         text = f"{told[first]} and {told[second]} are about the same, {apart}."
     else:
