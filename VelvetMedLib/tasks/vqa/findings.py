@@ -54,14 +54,9 @@ def worded(known: Known, found: CaseFinding, record: FindingRecord, kind: str) -
         return Planned(text, word if kind == "presence" else None, support, found.name, found.link)
     detail = _detail(finding, record, kind)
     if detail is None:
-        return Planned(
-            f"The scan shows {finding.display}, but this cannot be told of it.",
-            None,
-            0.0,
-            found.name,
-            found.link,
-            unanswered="not_assessed",
-        )
+        certain = found.state == "present"
+        seen = f"The scan shows {finding.display}, but" if certain else f"{capitalise(finding.display)} is uncertain, and"
+        return Planned(f"{seen} this cannot be told of it.", None, 0.0, found.name, found.link, unanswered="not_assessed")
     text, key = detail
     doubt = "Uncertain finding; if real: " if found.state == "uncertain" else ""
     return Planned(f"{doubt}{text if doubt else capitalise(text)}{_marks(found)}", key, support, found.name, found.link)
@@ -97,8 +92,10 @@ def _detail(finding: Finding, record: FindingRecord, kind: str) -> tuple[str, st
         return f"{fill_slots('[SIZE]', record)}.", "[SIZE]"
     if kind == "count" and record.count is not None:
         return f"{fill_slots('[COUNT]', record)}.", "[COUNT]"
-    if kind == "severity" and record.severity is not None:
-        return f"{record.severity}.", record.severity
+    # A record grades what is present; what is uncertain has the grade of its measured value, if it is real.
+    grade = record.severity or (finding.severity_of(record.value) if record.state == "uncertain" else None)
+    if kind == "severity" and grade is not None:
+        return f"{grade}.", grade
     if kind in ("volume", "size") and record.volume_ml is not None and not finding.sized:
         return f"{millilitres(record.volume_ml)}.", None
     if kind == "volume" and record.volume_ml is not None:
