@@ -98,7 +98,8 @@ def _findings(estimates: Estimates, counts: Mapping[str, Mapping[str, int]], *, 
         "AUROC and AUPRC from the scores of all findings, also of those that the bundle does not use; precision, recall and F1 from what "
         "it calls present; ECE of those that it uses. Groups: AUROC and AUPRC are means over findings with at least "
         f"{LEAST_POSITIVES} cases present and absent, the others pool them. By size: focal findings of that true size beside all cases "
-        "without; there is no ECE, as no probability speaks of a size. What the record is unsure of or could not see is left out."
+        "without; there is no ECE, as no probability speaks of a size. ECE takes chance for error: over few cases it is too large, in the "
+        "bootstrap's draws more so, and its interval may lie above it. What the record is unsure of or could not see is left out."
         f"{uncalibrated}",
         table(["finding", "kind", "present", "absent", *FINDING_METRICS], rows),
     ]
