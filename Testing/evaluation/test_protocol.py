@@ -58,6 +58,8 @@ def test_the_results_are_figures_a_page_and_plots(finished: Path) -> None:
     assert data["measures"]["answers/model/beyond"]["value"] == 1.0 and "| yes or no, forced, balanced |" in page
     chance = data["measures"]["retrieval/all/own report/chance/text to image R@1"]
     assert chance["value"] == pytest.approx(1 / CASES)
+    against = [data["measures"][f"report/{held}/sentences against the findings"]["value"] for held in ("model", "model, held to nothing")]
+    assert against[0] == 0.0 <= against[1] and "| sentences against the findings |" in page
 
 
 def test_kept_outputs_say_what_the_records_say_and_twins_share_a_group(finished: Path, cohort: Path) -> None:

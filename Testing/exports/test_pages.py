@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from VelvetMedLib import DRAFT_DISCLAIMER, RESEARCH_USE_ONLY
+from VelvetMedLib.case.editing import add_sentence
 from VelvetMedLib.exports import pages
 from VelvetMedLib.exports.embed import page_images
 from VelvetMedLib.exports.view import case_summary, case_view
@@ -144,6 +145,13 @@ def test_every_state_is_shown_by_shape_and_word(page, phantom):
 def test_sentences_without_evidence_and_segments_cut_by_the_border_say_so(page):
     assert "no image evidence" in page.visible
     assert "partly outside the field of view" in page.visible
+
+
+def test_a_contradicted_sentence_gives_the_reason(phantom, images):
+    case = add_sentence(phantom.case, "There is no lung nodule.")
+    assert (
+        "contradicted: The longest axial diameter of the lung nodule was measured as" in Page(pages.case_page(case_view(case), images, phantom.script)).visible
+    )
 
 
 def test_linked_sentences_and_findings_are_buttons_so_that_keys_reach_them(page):

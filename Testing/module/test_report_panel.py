@@ -50,6 +50,18 @@ def test_without_a_chosen_sentence_only_adding_is_possible(finished: Any) -> Non
     assert ui.addButton.enabled and not ui.keepButton.enabled
 
 
+def test_a_sentence_that_contradicts_what_was_found_says_so_with_the_reason_until_it_is_mended(finished: Any) -> None:
+    panel = finished.panels.report
+    rewrite(panel, NODULE, "A nodule of 7 mm in the right upper lobe.")
+    reason = "✖ contradicted: The lung nodule was found on the left, not on the right."
+    assert reason in shown(panel) and reason in panel.text()
+    rewrite(panel, NODULE, "A nodule of 7 mm in the left upper lobe, previously 4 mm.")
+    assert "? not borne out: No measurement of this scan is 4 mm." in shown(panel) and "contradicted" not in shown(panel)
+    panel.ui.restoreButton.click()
+    assert "✖" not in shown(panel) and "not borne out" not in shown(panel)
+    assert [sentence.flags for sentence in kept_sentences(finished)] == [(), (), ()]
+
+
 def test_a_persons_words_stay_apart_from_the_models_and_are_kept_with_whose_they_are(finished: Any) -> None:
     panel = finished.panels.report
     rewrite(panel, NODULE, "A nodule of 9 mm.")
