@@ -150,7 +150,8 @@ def test_sentences_without_evidence_and_segments_cut_by_the_border_say_so(page):
 def test_a_contradicted_sentence_gives_the_reason(phantom, images):
     case = add_sentence(phantom.case, "There is no lung nodule.")
     assert (
-        "contradicted: The longest axial diameter of the lung nodule was measured as" in Page(pages.case_page(case_view(case), images, phantom.script)).visible
+        "contradicted: The longest axial diameter of the lung nodule was measured as"
+        in Page(pages.case_page(case_view(case), images, phantom.script)).visible
     )
 
 

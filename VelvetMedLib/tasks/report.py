@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from VelvetMedLib.case import CaseFinding, Report, Section, Sentence
+from VelvetMedLib.case.checks import SIZE_TOLERANCE_MM
 from VelvetMedLib.reports import FindingRecord, State, ontology
 from VelvetMedLib.reports.parse import parse_sentence
 from VelvetMedLib.reports.phrases import fill_slots, phrase_book
@@ -30,9 +31,6 @@ from VelvetMedLib.tasks.writers.base import IMPRESSION, NOT_ASSESSED
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
-
-SIZE_TOLERANCE_MM = 0.6
-"""Sizes are written in whole millimetres or tenths of a centimetre."""
 
 
 @dataclass(frozen=True)
