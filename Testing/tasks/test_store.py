@@ -154,6 +154,10 @@ def test_two_programs_add_in_turns_and_a_reader_keeps_what_it_saw(place: Path, m
     late = open_store(place)
     wanted = [found for found in sorted_by_hand(items, query, 99, Where(), None) if found[0] != 1]
     assert [n for n, _ in late.nearest(query, 99, Where())] == [n for n, _ in wanted] and late.entries([30])[0].id == "case029"
+    for who, seen in ((reader, items[:10]), (late, items)):
+        for where in (Where(present=("lung_nodule",)), Where(present=("lung_nodule",), absent=("liver_lesion",), organs=("heart",))):
+            wanted = sorted_by_hand(seen, query, 99, where, None)
+            assert [n for n, _ in who.nearest(query, 99, where)] == [n for n, _ in wanted if n != 1]
     with sqlite3.connect(place / files.ITEMS) as another:
         another.execute("BEGIN IMMEDIATE")
         with pytest.raises(IndexMismatchError, match="in use"):

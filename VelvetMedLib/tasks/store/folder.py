@@ -43,6 +43,9 @@ from VelvetMedLib.tasks.store.base import (
 )
 from VelvetMedLib.tasks.store.files import ITEMS, MARK, PLACES, REGIONS, STUDIES, connect, crc_of, make_folder, mapped, read_facts, told
 
+FEW = 4
+"""A filter that leaves less than one case in so many has its rows read alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Snapshot:
@@ -127,11 +130,14 @@ class FolderStore:
         rows = self._now.studies if region is None else self._now.regions[:, organ_row(region)]
         if query.shape != rows.shape[1:]:
             raise ValueError(f"a query of shape {query.shape} for vectors of {rows.shape[1:]}")
-        scores = np.asarray(rows @ query.astype(np.float32))
-        allowed = np.isfinite(scores)  # the rows of organs that are not seen are not
+        allowed, query = np.ones(len(rows), bool), query.astype(np.float32)
         with told():
             self._filter(allowed, where)
-        numbers, scores = self._now.numbers[allowed], scores[allowed]
+        places = np.flatnonzero(allowed)
+        # The product takes as long as its rows take to be read: of few rows only these are.
+        scores = np.asarray(rows[places] @ query if FEW * len(places) < len(rows) else (rows @ query)[places])
+        seen = np.isfinite(scores)  # the rows of organs that are not seen are not
+        numbers, scores = self._now.numbers[places[seen]], scores[seen]
         best = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
         return [(int(numbers[n]), float(scores[n])) for n in best[np.argsort(-scores[best], kind="stable")]]
 
@@ -148,7 +154,13 @@ class FolderStore:
         if conditions:
             words = " AND ".join(condition for condition, _ in conditions)
             found = self._base.execute(f"SELECT number FROM items WHERE {words}", [value for _, value in conditions])
-            allowed &= np.isin(self._now.numbers, np.fromiter((row[0] for row in found), np.int64), assume_unique=True)
+            numbers = np.array(found.fetchall(), np.int64).reshape(-1)
+            rows = np.searchsorted(self._now.numbers, numbers)
+            known = rows < len(allowed)  # others may have added cases since
+            rows = rows[known][self._now.numbers[rows[known]] == numbers[known]]
+            kept = np.zeros_like(allowed)
+            kept[rows] = True
+            allowed &= kept
         if where.exclude is not None:
             own = self._base.execute("SELECT number FROM items WHERE volume = ?", (self._facts.salted(where.exclude),)).fetchone()
             if own is not None:
