@@ -89,7 +89,7 @@ def test_an_absent_finding_has_no_place_and_no_size(make_fine: Any):
 def test_a_compressed_vertebra_says_that_nothing_of_it_was_measured(make_fine: Any, logit: float):
     fracture = found(make_fine({"vertebral_compression": [((28, 32), (6, 11), (30, 35))]}), "vertebral_compression", logit=logit)
     assert fracture.value is None and fracture.severity is None and fracture.site is None
-    assert "not measured" in fracture.reason and "model alone" in fracture.reason
+    assert "no measurement" in fracture.reason and "model alone" in fracture.reason
     if fracture.state == "present":
         assert fracture.link.kind == "lesion" and fracture.link.label == ontology().lesion("vertebral_compression").label
 
