@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from VelvetMedLib.case import CaseFinding, Vertebra
+from VelvetMedLib.case import Case, CaseFinding, Vertebra, report_markdown
+from VelvetMedLib.case.editing import mark_edited
 from VelvetMedLib.case.vertebrae import Heights, most_lost, vertebral_heights
 from VelvetMedLib.ct import read, read_labels
 from VelvetMedLib.reports import ontology
@@ -99,6 +100,13 @@ def test_heights_are_told_beside_the_verdict_and_change_nothing_of_it() -> None:
     assert same == other and replace(after, reason="why") == told
     assert after.reason is not None and "2 vertebrae" in after.reason and "S -41 mm" in after.reason and "30%" in after.reason
     assert with_heights((told,), Heights((), "because"))[0].reason == "why; because"
+
+
+def test_heights_stand_in_the_markdown_and_are_marked_when_the_spine_was_edited(small_case: Case) -> None:
+    cord = replace(small_case.segments[0], label=25, name="spinal_cord", display="spinal cord")
+    case = replace(small_case, vertebrae=(vertebra(None),), segments=(cord,))
+    assert "from below: 20/21/22.\n" in report_markdown(case)
+    assert "from below: 20/21/22. Out of date" in report_markdown(mark_edited(case, ["spinal_cord"]))
 
 
 @pytest.mark.sample

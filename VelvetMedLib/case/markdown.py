@@ -9,6 +9,7 @@ from VelvetMedLib.case.schema import Case, Link, Sentence
 
 STALE = "Out of date"
 """How a figure or sentence is marked that no longer fits the segments."""
+_SPINE = ("vertebrae", "spinal_cord")
 FLAGGED = {"contradiction": "Contradicted", "unsupported": "Not borne out"}
 """How a sentence's flags are called, in front of their reasons."""
 
@@ -30,7 +31,9 @@ def report_markdown(case: Case) -> str:
         lines += [f"{STALE}: {_escaped(', '.join(old))} edited after the figures were made.", ""]
     if case.vertebrae:
         heights = ", ".join(f"{v.anterior_mm:.0f}/{v.middle_mm:.0f}/{v.posterior_mm:.0f}" for v in case.vertebrae)
-        lines += [f"Vertebral heights from disc to disc, front/middle/back in mm, from below: {heights}.", ""]
+        # A second look measures findings anew, not these.
+        old = f" {STALE}: the spine was edited after they were made." if any(s.edited for s in case.segments if s.name in _SPINE) else ""
+        lines += [f"Vertebral heights from disc to disc, front/middle/back in mm, from below: {heights}.{old}", ""]
     lines += _changes(case)
     if case.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(w)}" for w in case.warnings), ""]
