@@ -32,8 +32,8 @@ def report_markdown(case: Case) -> str:
     if case.vertebrae:
         heights = ", ".join(f"{v.anterior_mm:.0f}/{v.middle_mm:.0f}/{v.posterior_mm:.0f}" for v in case.vertebrae)
         # A second look measures findings anew, not these.
-        old = f" {STALE}: the spine was edited after they were made." if any(s.edited for s in case.segments if s.name in _SPINE) else ""
-        lines += [f"Vertebral heights from disc to disc, front/middle/back in mm, from below: {heights}.{old}", ""]
+        edited = f" {STALE}: the spine was edited after they were made." if any(s.edited for s in case.segments if s.name in _SPINE) else ""
+        lines += [f"Vertebral heights from disc to disc, front/middle/back in mm, from below: {heights}.{edited}", ""]
     lines += _changes(case)
     if case.warnings:
         lines += ["## Warnings", "", *(f"- {_escaped(w)}" for w in case.warnings), ""]
