@@ -14,6 +14,7 @@ from demo.data import between, crop, nearest, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
 from demo.losses import cells_term, findings_term, lesion_loss, organ_loss, prompt_term
+from demo.organ_offsets import best_offsets, margin_counts, tried
 from demo.texts import groups_of_texts, pack_rows
 from scipy.ndimage import map_coordinates
 
@@ -41,6 +42,29 @@ def test_a_zoomed_crop_is_trilinear_in_hu_and_nearest_in_labels_with_air_around(
     around = np.pad(hu.astype(np.float32), 9, constant_values=-1024)
     assert between(hu, place, -1024) == pytest.approx(map_coordinates(around, points + 9, order=1), abs=1e-2)
     assert np.array_equal(nearest(hu, place, -1024), around[tuple(np.floor(points + 9.5).astype(int))])
+
+
+def test_organ_offsets_are_the_tried_ones_of_best_dice_each_for_itself() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (9, 8, 7), generator=draw).numpy().astype(np.uint8)
+    labels[labels == 3] = 0  # a structure that never occurs
+    told = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 4).permute(3, 0, 1, 2)
+    logits = torch.randn(4, 9, 8, 7, generator=draw) + 1.5 * told
+        3, 0, 1, 2
+    )
+    kept = torch.tensor([0.0, 0.6, -0.4, 0.2])
+    chosen = best_offsets(margin_counts(logits, labels, kept))
+    assert chosen[0] == chosen[3] == 0
+
+    def dice(structure: int, offset: float) -> float:
+        moved = kept.clone()
+        moved[structure] = offset
+        predicted = (logits + moved[:, None, None, None]).argmax(0).numpy() == structure
+        return float(2 * (predicted & (labels == structure)).sum() / max(1, predicted.sum() + (labels == structure).sum()))
+
+    for structure in (1, 2):
+        by_hand = [dice(structure, float(x)) for x in tried()]
+        assert dice(structure, float(chosen[structure])) == max(by_hand) > dice(structure, float(kept[structure]))
 
 
 def test_organ_loss_equals_the_slow_definition_in_float64() -> None:

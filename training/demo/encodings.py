@@ -88,7 +88,7 @@ def training_bundle(model: VelvetModel, thresholds: list[float] | None = None) -
     return Bundle(config=config, model=model, tokenizer=None, sha256="")  # type: ignore[arg-type]
 
 
-def _window_of(view: FineView, whole: Grid, shape_xyz: tuple[int, ...]) -> tuple[slice, ...]:
+def window_of(view: FineView, whole: Grid, shape_xyz: tuple[int, ...]) -> tuple[slice, ...]:
     """Where the view's cells lie in the case's own array."""
     first = np.rint((view.grid.ijk_to_ras[:3, 3] - whole.ijk_to_ras[:3, 3]) / np.diag(whole.ijk_to_ras)[:3]).astype(int)
     size = view.hu_xyz.shape
@@ -141,7 +141,7 @@ def _threshold_counts(model: VelvetModel, cases: list[PreparedCase], spacing_mm:
         volume = stored_volume(case, spacing_mm)
         view = fine_view(volume)
         _, lesions, _ = sweep(view, bundle, "bf16")
-        bits = case.lesion_bits_xyz[_window_of(view, volume.grid, case.hu_xyz.shape)]
+        bits = case.lesion_bits_xyz[window_of(view, volume.grid, case.hu_xyz.shape)]
         for row, threshold in enumerate(THRESHOLD_GRID):
             overlap = overlap_of_bits(bits, lesions >= round(threshold * 255))
             counts[row] += np.stack([overlap.truth, overlap.predicted, overlap.both], 1)
@@ -183,7 +183,7 @@ def _encode_one(case: PreparedCase) -> None:
     with torch.inference_mode():
         organs, lesions, features = sweep(view, bundle, "bf16")
     part = fine_part(view, organs, lesions, features, bundle)
-    window = _window_of(view, volume.grid, case.hu_xyz.shape)
+    window = window_of(view, volume.grid, case.hu_xyz.shape)
     limits = np.array([round(t * 255) for t in bundle.config.lesion_thresholds])[:, None, None, None]
     on_organs = overlap_of_labels(case.organs_xyz[window], part.organs_xyz)
     bits = case.lesion_bits_xyz[window]

@@ -12,6 +12,7 @@ from demo.data import SPLITS, prepare, seconds_spent
 from demo.encodings import encode_cases, fit_lesion_thresholds, lesion_thresholds
 from demo.fine import FineSettings, train_fine
 from demo.global_stage import GlobalSettings, train_global
+from demo.organ_offsets import fit_organ_offsets
 from demo.reader_stage import ReaderSettings, train_reader
 from demo.reading import keep_top_maps
 from demo.results import finish
@@ -91,7 +92,8 @@ def _stages(options: DemoOptions) -> None:
     if options.until == "fine":
         return
     read = prepared["train"][: options.encode_cases] + prepared["val"]
-    seconds = fit_lesion_thresholds(model, prepared["val"], run / "thresholds", spacing_mm=options.spacing_mm)
+    seconds = fit_organ_offsets(model.fine, prepared["val"], run / "thresholds", spacing_mm=options.spacing_mm)
+    seconds += fit_lesion_thresholds(model, prepared["val"], run / "thresholds", spacing_mm=options.spacing_mm)
     chosen = lesion_thresholds(run / "thresholds")
     encoded, more = encode_cases(
         model, read, run / "encoded", thresholds=chosen, spacing_mm=options.spacing_mm, processes=options.processes
