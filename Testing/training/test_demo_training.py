@@ -50,8 +50,6 @@ def test_organ_offsets_are_the_tried_ones_of_best_dice_each_for_itself() -> None
     labels[labels == 3] = 0  # a structure that never occurs
     told = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 4).permute(3, 0, 1, 2)
     logits = torch.randn(4, 9, 8, 7, generator=draw) + 1.5 * told
-        3, 0, 1, 2
-    )
     kept = torch.tensor([0.0, 0.6, -0.4, 0.2])
     chosen = best_offsets(margin_counts(logits, labels, kept))
     assert chosen[0] == chosen[3] == 0
