@@ -82,6 +82,7 @@ def test_two_processes_equal_one_for_disruptive_restoration(tmp_path: Path, repo
     run(tmp_path, 2, scenarios, repository)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_for_every_objective_of_t3d_style_training(tmp_path: Path, repository: Path) -> None:
     # Studies 0 and 4, 5 and 7 are one group; view B of study 2 reads nothing; the voxels asked for differ by study.
     scenarios = [

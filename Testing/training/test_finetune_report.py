@@ -93,6 +93,7 @@ def test_only_sentences_without_a_patient_are_learnt(manifest: Path) -> None:
         assert (record.size_mm is not None) == ("[SIZE]" in text)
 
 
+@pytest.mark.slow
 def test_it_learns_two_reports_and_gives_a_writer_that_words_them(
     manifest: Path, tmp_path: Path, random_bundle: Any, tiny_language: Path
 ) -> None:
