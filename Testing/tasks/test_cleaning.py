@@ -13,7 +13,7 @@ from VelvetMedLib.case import measure
 from VelvetMedLib.ct import Grid
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks.class_maps import ClassMaps
-from VelvetMedLib.tasks.cleaning import HOMES, RULES, SIDED, SOLID, clean
+from VelvetMedLib.tasks.cleaning import HOMES, MOST_TURNS, RULES, SIDED, SOLID, clean
 from VelvetMedLib.tasks.segmentation import organ_labels
 
 HALF = (0.5,) * 17
@@ -74,6 +74,19 @@ def test_what_takes_an_island_over_is_no_island_either(make_fine: Any):
     maps[spleen][island], maps[stomach][island], maps[0][island] = 120, 90, 40
     labels, changed, _ = cleaned(fine, maps)
     assert (labels[island] == 0).all() and changed["islands"] == pytest.approx(4**3 * 0.064, abs=1e-3)
+
+
+def test_an_island_that_is_nobodys_after_some_turns_becomes_background(make_fine: Any):
+    fine = make_fine()
+    island = cube(6, 40, 58, 4)
+    maps = painted(fine, (LIVER, island))
+    takers = [ontology().structure(name).label for name in SOLID if name != "liver"]
+    assert len(takers) > MOST_TURNS
+    for rank, label in enumerate(takers):
+        maps[label][island] = 120 - rank
+    labels, changed, kept = cleaned(fine, maps)
+    assert (labels[island] == 0).all() and np.array_equal(kept.labels_xyz(), labels)
+    assert changed["islands"] == pytest.approx(4**3 * 0.064, abs=1e-3)
 
 
 def test_every_part_large_enough_stays_however_many_there_are(make_fine: Any):

@@ -132,7 +132,9 @@ def test_no_pair_of_tokens_is_written_twice_where_that_is_forbidden(model: Promp
     for no_repeat in (0, 2):
         (ids, _), _ = model.generate(*prompts, SearchSettings(beams=beams, no_repeat=no_repeat, most_tokens=60))
         pairs[no_repeat] = list(pairwise(ids))
-    assert len(pairs[2]) == len(set(pairs[2])) and len(pairs[0]) > len(set(pairs[0]))
+    assert len(pairs[2]) == len(set(pairs[2]))
+    # Left alone, the random model goes in circles; a search with beams may happen not to.
+    assert beams > 1 or len(pairs[0]) > len(set(pairs[0]))
 
 
 def test_a_cancel_is_heard_between_tokens(model: PromptedModel, prompts: tuple[Any, Any]):

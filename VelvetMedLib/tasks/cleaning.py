@@ -21,6 +21,8 @@ from VelvetMedLib.tasks.tokens import components, threshold_bytes
 SIDE_MARGIN_MM = 20.0
 LEAST_ISLAND_ML = 0.3
 LESION_REACH_MM = 12.0
+MOST_TURNS = 4
+"""Of taking what is wrong from one class and giving it to the next. A map of nothing but specks would go through every class."""
 RULES: Mapping[str, str] = {
     "sides": f"Of an organ that has a side, a part whose centre lies more than {SIDE_MARGIN_MM:g} mm beyond the spine is not that organ.",
     "islands": "An organ that is one piece in everybody keeps its largest part; every other structure loses parts under "
@@ -112,15 +114,18 @@ def _islands(labels: NDArray[np.uint8], grid: Grid, among: Collection[int]) -> N
 def _relabel(maps: ClassMaps, labels: NDArray[np.uint8], wrong_among: Callable[[Collection[int]], NDArray[np.bool_]]) -> int:
     """Take the labels that a rule finds wrong among some: the next most probable class follows, until the rule finds nothing there.
 
-    Returns how many cells changed. It ends: every turn takes one class more from each of its cells.
+    Returns how many cells changed. What is still wrong after `MOST_TURNS` becomes background, which leaves nothing for another turn.
     """
     changed = np.zeros(labels.shape, bool)
     among: set[int] = set(np.unique(labels).tolist())
+    turns = 0
     while among and (wrong := wrong_among(among)).any():
+        turns += 1
         cells = np.nonzero(wrong)
         had = labels[cells]
-        for label in np.unique(had):
-            maps.put(int(label), tuple(axis[had == label] for axis in cells), 0)  # type: ignore[arg-type]
+        for label in np.unique(had) if turns <= MOST_TURNS else (s.label for s in ontology().structures):
+            taken = tuple(axis[had == label] for axis in cells) if turns <= MOST_TURNS else cells
+            maps.put(int(label), taken, 0)  # type: ignore[arg-type]
         labels[cells] = maps.labels_at(cells)  # type: ignore[arg-type]
         changed |= wrong
         among = set(np.unique(labels[cells]).tolist())
