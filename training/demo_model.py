@@ -27,7 +27,7 @@ COUNTS = {
     "encode_cases": (1500, 200),
     "test_cases": (500, 60),
 }
-"""Of a whole training (two hours on two cores), and of one that shows in a quarter of an hour where a change leads."""
+"""Of a whole training (two hours planned, on two cores), and of one that shows where a change leads (a quarter of an hour planned)."""
 STAGES = ("fine", "encode", "velvet", "text", "global", "reader", "all")
 NEEDED = ("sklearn", "jinja2")
 

@@ -218,6 +218,14 @@ def test_a_finding_that_is_told_gets_ordered_thresholds_and_ignores_unknown_stat
     assert result.positives + result.negatives == 280
 
 
+def test_a_logit_that_ranks_the_wrong_way_is_not_used_and_moves_no_probability_from_the_prevalence() -> None:
+    draw = np.random.default_rng(0)
+    truth = (draw.random(300) < 0.3).astype(float)
+    result = calibrate(draw.normal(size=300) - 2 * truth, truth)
+    assert not result.assessed and result.prevalence == pytest.approx(truth.mean())
+    assert result.probability(np.array([-8.0, 0.0, 8.0])) == pytest.approx(truth.mean(), abs=0.01)
+
+
 def test_equal_scores_share_the_credit_of_recall() -> None:
     assert recall_at(np.zeros((4, 4)), np.eye(4, dtype=bool), (1, 4)) == {"R@1": 0.25, "R@4": 1.0}
     assert recall_at(np.eye(3), np.eye(3, dtype=bool), (1,)) == {"R@1": 1.0}
