@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from VelvetMedLib.bundle import load_bundle
-from VelvetMedLib.cohorts import CohortOptions, make_cohort
+from VelvetMedLib.cohorts import CohortOptions, load_case, make_cohort, read_cohort
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.evaluation import run
 from VelvetMedLib.evaluation.bootstrap import mean, resamples
 from VelvetMedLib.evaluation.comparison import compare, differences
 from VelvetMedLib.evaluation.outputs import CaseOutput, case_file, read_outputs
 from VelvetMedLib.evaluation.protocol import evaluate, load, nearest_reports
-from VelvetMedLib.reports import parse_report
+from VelvetMedLib.reports import FindingRecord, parse_report
+from VelvetMedLib.tasks.writers import Wording, open_writer
 
 CASES = 5
 pytestmark = pytest.mark.timeout(900)  # half a minute on an idle core; on a crowded one the shared run alone took five minutes
@@ -88,9 +89,9 @@ def test_a_stopped_evaluation_goes_on_without_doing_anything_twice(
     asked: list[str] = []
     original = run.output_of
 
-    def watched(case: Any, bundle: Any) -> CaseOutput:
+    def watched(case: Any, bundle: Any, writer: Any) -> CaseOutput:
         asked.append(case.case_id)
-        return original(case, bundle)
+        return original(case, bundle, writer)
 
     monkeypatch.setattr(run, "output_of", watched)
     evaluate(random_bundle, cohort, out)
@@ -113,6 +114,29 @@ def test_a_folder_of_another_bundle_or_of_other_files_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="cannot be read"):
         read_outputs(tmp_path / "empty")
+
+
+class _Alarmist:
+    """Words every finding as the same wrong sentence."""
+
+    def __init__(self) -> None:
+        self.facts = {"kind": "alarmist"}
+
+    def write(self, records: Sequence[FindingRecord], *_: Any) -> list[Wording | None]:
+        return [Wording("There is a pneumothorax.")] * len(records)
+
+
+def test_a_named_writer_words_the_drafts_and_needs_a_folder_of_its_own(finished: Path, random_bundle: Any, cohort: Path) -> None:
+    case = load_case(read_cohort(cohort).case_folders[0])
+    words = "There is a pneumothorax."
+    own, alarmed = (run.output_of(case, random_bundle, writer) for writer in (open_writer(None, random_bundle), _Alarmist()))
+    assert own.report is not None and alarmed.report is not None and own.unheld is not None and alarmed.unheld is not None
+    assert words in alarmed.unheld and words not in own.unheld
+    assert (words in alarmed.report) is any(r.name == "pneumothorax" and r.state == "present" for r in own.said)
+    facts, _ = read_outputs(finished)
+    assert facts.writer == open_writer(None, random_bundle).facts
+    with pytest.raises(UsageError, match="another bundle, writer"):
+        evaluate(random_bundle, cohort, finished, writer=_Alarmist())
 
 
 def _better(out: Path) -> None:

@@ -26,7 +26,9 @@ def test_the_bundles_decoder_writes_unless_another_writer_is_named(random_bundle
     assert isinstance(open_writer(None, random_bundle), DecoderWriter)
     assert isinstance(open_writer("decoder", random_bundle), DecoderWriter)
     assert open_writer("composer", random_bundle).facts == {"kind": "composer", "own_phrases": 0}
-    assert open_writer(tmp_path / "own.json", random_bundle).facts == {"kind": "composer", "own_phrases": 2}
+    digest = harvest([REPORT]).sha256
+    assert open_writer(tmp_path / "own.json", random_bundle).facts == {"kind": "composer", "own_phrases": 2, "sha256": digest}
+    assert harvest([REPORT + "\n"]).sha256 == digest != harvest([REPORT.replace("nodule", "mass")]).sha256
     with pytest.raises(UsageError, match="no such writer"):
         open_writer(tmp_path / "nothing", random_bundle)
 

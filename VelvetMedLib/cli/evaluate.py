@@ -24,13 +24,15 @@ def evaluate(options: Namespace, load_bundle: Callable[[Namespace], Bundle]) -> 
     from VelvetMedLib.evaluation.outputs import METRICS, read_outputs
     from VelvetMedLib.evaluation.protocol import PAGE
     from VelvetMedLib.evaluation.protocol import evaluate as run
+    from VelvetMedLib.tasks.writers import open_writer
 
     if options.against is not None:
         read_outputs(options.against)
     text_model = _text_model(options)
     bundle = load_bundle(options)
+    writer = None if options.writer is None else open_writer(options.writer, bundle)
     with show.progress() as progress:
-        estimates = run(bundle, options.cohort, options.out, text_model=text_model, progress=progress)
+        estimates = run(bundle, options.cohort, options.out, writer=writer, text_model=text_model, progress=progress)
     lines = [f"{name:<55}{estimates[name]}" for name in HEADLINES if name in estimates]
     data: dict[str, Any] = {"metrics": str(options.out / METRICS), "page": str(options.out / PAGE)}
     data["headlines"] = {name: estimates[name].as_dict() for name in HEADLINES if name in estimates}

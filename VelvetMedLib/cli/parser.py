@@ -109,11 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="no sentence may contradict a finding this sure, 0 to 1 (default: 0, all), or none: wrong words are only flagged",
     )  # fmt: skip
     analyze.add_argument("--sections", type=_names, default=(), metavar="A,B", help="sections of the draft, such as lungs,impression")
-    analyze.add_argument(
-        "--writer",
-        metavar="WRITER",
-        help="who words the draft: decoder (of the bundle), composer, a file of phrases, or the folder of a trained language model",
-    )
+    writer = "who words the draft: decoder (of the bundle), composer, a file of phrases, or the folder of a trained language model"
+    analyze.add_argument("--writer", metavar="WRITER", help=writer)
     analyze.add_argument("--no-image", action="store_true", help="do not copy the scan into the case")
     analyze.add_argument("--no-encoding", action="store_true", help="do not keep the encoding (ask and ground then know less)")
     analyze.add_argument("--no-cleaning", action="store_true", help="keep stray islands, holes and misplaced parts as the model gives them")
@@ -172,7 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", "measure a bundle on a cohort", model)
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR", help="a cohort whose seed was never trained on")
     evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; a stopped evaluation there goes on")
-    evaluate.add_argument("--against", type=Path, metavar="DIR", help="a finished evaluation of another bundle, to compare with")
+    evaluate.add_argument("--against", type=Path, metavar="DIR", help="a finished evaluation of another bundle or writer, to compare with")
+    evaluate.add_argument("--writer", metavar="WRITER", help=writer)
     evaluate.add_argument("--text-model", type=Path, metavar="FOLDER", help="transformers encoder for BERTScore (default: none, left out)")
 
     models = verb("models", "list, add, remove or show model bundles")

@@ -85,6 +85,8 @@ def compare(first: Path | str, second: Path | str, out: Path | str) -> list[Diff
     shared = sorted(set(a.facts.calibrated) & set(b.facts.calibrated))
     found = differences(_calibrated_on(a, shared), _calibrated_on(b, shared), resamples(a.groups))
     names = [f"{x.facts.bundle_id} {x.facts.bundle_version}" for x in (a, b)]
+    if a.facts.writer != b.facts.writer:
+        names = [f"{name} ({x.facts.writer.get('kind', 'no writer')})" for name, x in zip(names, (a, b), strict=True)]
     data = {
         "notice": RESEARCH_USE_ONLY,
         "first": a.facts.as_dict(),

@@ -15,7 +15,7 @@ from VelvetMedLib.errors import UsageError
 from VelvetMedLib.files import write_json
 from VelvetMedLib.reports import FindingRecord
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RUN = "run.json"
 CASES = "cases"
 METRICS = "metrics.json"
@@ -70,7 +70,7 @@ class CaseOutput:
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """What the outputs of a folder rest on: the same facts, the same outputs. calibrated: findings whose scores are meant as
-    probabilities."""
+    probabilities. writer: facts of who worded the drafts; empty where the bundle's model writes none."""
 
     bundle_id: str
     bundle_version: str
@@ -81,6 +81,7 @@ class RunFacts:
     cohort_options: Mapping[str, Any]
     wording_seed: int
     velvetmed: str
+    writer: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -103,7 +104,7 @@ def claim(out: Path, facts: RunFacts) -> None:
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(facts.as_dict())):
             return
-        found = "the evaluation of another bundle, cohort or version"
+        found = "the evaluation of another bundle, writer, cohort or version"
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         found = "other files"
     else:
@@ -113,7 +114,7 @@ def claim(out: Path, facts: RunFacts) -> None:
     raise UsageError(
         "The evaluation cannot be written there.",
         found=found,
-        expected="a new or empty folder, or a stopped evaluation of the same bundle and cohort",
+        expected="a new or empty folder, or a stopped evaluation of the same bundle, writer and cohort",
         next_step="Choose another --out.",
     )
 

@@ -41,6 +41,7 @@ def page(done: Evaluation, estimates: Estimates, pictures: Sequence[str]) -> str
         "memory.",
         f"Figures stand with their 95 % interval ({DRAWS} bootstrap draws over cases, twins together); – is not defined on these cases. "
         f"Everything is in `{METRICS}`.",
+        *([f"Drafts worded by: {', '.join(f'{name} {value}' for name, value in facts.writer.items())}."] if facts.writer else []),
         *_retrieval(estimates),
         *_findings(estimates, counts, calibrated=bool(facts.calibrated)),
         *_segmentation(estimates),

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
     from VelvetMedLib.evaluation.run import Progress
     from VelvetMedLib.evaluation.wording import TextModel
+    from VelvetMedLib.tasks.writers import Writer
 
 PAGE = "evaluation.md"
 HELD = {"model": "report", "model, held to nothing": "unheld"}
-"""The bundle's draft, and the one in its writer's words alone."""
+"""The draft, and the one in its writer's words alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,24 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Bundle, cohort: Path | str, out: Path | str, *, text_model: TextModel | None = None, progress: Progress | None = None
+    bundle: Bundle,
+    cohort: Path | str,
+    out: Path | str,
+    *,
+    writer: Writer | None = None,
+    text_model: TextModel | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Estimate]:
     """Run the bundle over the cohort, or go on with a stopped run, and write the results into `out`. Returns every figure.
+
+    writer: who words the drafts; None = the bundle's own.
 
     Raises CohortError, BundleError, UsageError.
     """
     from VelvetMedLib.evaluation.run import run_bundle
 
     out = Path(out)
-    run_bundle(bundle, cohort, out, progress=progress)
+    run_bundle(bundle, cohort, out, writer=writer, progress=progress)
     return write_results(out, text_model=text_model)
 
 

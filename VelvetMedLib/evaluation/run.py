@@ -34,7 +34,7 @@ from VelvetMedLib.tasks.report import draft_report
 from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.segmentation import organ_labels
 from VelvetMedLib.tasks.statements import kept_row, words_query
-from VelvetMedLib.tasks.writers import DraftSettings
+from VelvetMedLib.tasks.writers import DraftSettings, Writer, open_writer
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -47,9 +47,15 @@ WORDINGS: Mapping[str, str] = {"seen": STYLE, "unseen": HELD_OUT_STYLE}
 WORDING_SEED = 1
 
 
-def run_bundle(bundle: Bundle, cohort_folder: Path | str, out: Path, *, progress: Progress | None = None) -> None:
-    """Write the output of every case that has none yet. Raises CohortError, BundleError, UsageError."""
+def run_bundle(
+    bundle: Bundle, cohort_folder: Path | str, out: Path, *, writer: Writer | None = None, progress: Progress | None = None
+) -> None:
+    """Write the output of every case that has none yet. writer: who words the drafts; None = the bundle's own.
+
+    Raises CohortError, BundleError, UsageError.
+    """
     cohort = read_cohort(cohort_folder)
+    writer = writer or open_writer(None, bundle)
     facts = RunFacts(
         bundle_id=bundle.config.id,
         bundle_version=bundle.config.version,
@@ -60,26 +66,27 @@ def run_bundle(bundle: Bundle, cohort_folder: Path | str, out: Path, *, progress
         cohort_options=cohort.manifest["options"],
         wording_seed=WORDING_SEED,
         velvetmed=__version__,
+        writer={} if takes_one_crop(bundle) else dict(writer.facts),
     )
     claim(out, facts)
     todo = [folder for folder in cohort.case_folders if not case_file(out, folder.name).exists()]
     started = time.monotonic()
     for done, folder in enumerate(todo, 1):
-        write_output(out, output_of(load_case(folder), bundle))
+        write_output(out, output_of(load_case(folder), bundle, writer))
         if progress is not None:
             left = (time.monotonic() - started) / done * (len(todo) - done)
             progress((len(cohort) - len(todo) + done) / len(cohort), "evaluating cases", left)
 
 
-def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
+def output_of(case: CohortCase, bundle: Bundle, writer: Writer) -> CaseOutput:
     """What the bundle makes of one case. Texts and questions are drawn from the case's own seed, the same for every bundle."""
     started = time.monotonic()
     seed = int(case.record["seed"])
     # A twin shares its sibling's seed; its texts must differ all the same.
     turn = 2 * WORDING_SEED + (case.record["twin_of"] is not None)
-    done = run_analysis(case.volume, bundle, draft=DraftSettings(style=STYLE))
+    done = run_analysis(case.volume, bundle, draft=DraftSettings(style=STYLE), writer=writer)
     seconds = round(time.monotonic() - started, 2)
-    drafts = {"report": done.case} | ({} if done.case.report is None else {"unheld": _unheld(done, bundle)})
+    drafts = {"report": done.case} | ({} if done.case.report is None else {"unheld": _unheld(done, bundle, writer)})
     written = {
         name: write_report(case.findings, style=style, rng=stream(seed, f"evaluation {name}", turn), held_out_wording=name == "unseen")
         for name, style in WORDINGS.items()
@@ -105,9 +112,9 @@ def output_of(case: CohortCase, bundle: Bundle) -> CaseOutput:
     )
 
 
-def _unheld(done: Analysis, bundle: Bundle) -> Case:
+def _unheld(done: Analysis, bundle: Bundle, writer: Writer) -> Case:
     """The case with the draft as its writer words it, held to no finding."""
-    free = draft_report(done.case.findings, done.encoding, bundle, settings=DraftSettings(style=STYLE, hold_from=None))
+    free = draft_report(done.case.findings, done.encoding, bundle, settings=DraftSettings(style=STYLE, hold_from=None), writer=writer)
     return checked(replace(done.case, report=free.report))
 
 

@@ -11,6 +11,7 @@ What is taken is decided by what is known, not by what looks like a name. A sent
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -112,6 +113,11 @@ class Phrases:
     phrases: tuple[Phrase, ...]
     reports: int
     sentences: int
+
+    @property
+    def sha256(self) -> str:
+        """Of the phrases: two collections with the same digest word every finding alike."""
+        return hashlib.sha256(json.dumps([asdict(phrase) for phrase in self.phrases], sort_keys=True).encode()).hexdigest()
 
     def best(self, record: FindingRecord) -> Phrase | None:
         """The phrase that tells most of a record, of those the one in most reports. The same record always gets the same."""

@@ -336,6 +336,8 @@ def _draft_of(params: Mapping[str, Any]) -> DraftSettings:
     from VelvetMedLib.tasks.writers import DraftSettings
 
     asked: dict[str, Any] = {name: str(params[name]) for name in ("style", "length") if name in params}
+    if "hold_from" in params:
+        asked["hold_from"] = None if params["hold_from"] is None else float(params["hold_from"])
     return DraftSettings(**asked, sections=tuple(map(str, params.get("sections") or ())))
 
 

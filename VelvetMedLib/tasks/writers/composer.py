@@ -31,7 +31,9 @@ class Composer:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"kind": "composer", "own_phrases": 0 if self.phrases is None else len(self.phrases.phrases)}
+        if self.phrases is None:
+            return {"kind": "composer", "own_phrases": 0}
+        return {"kind": "composer", "own_phrases": len(self.phrases.phrases), "sha256": self.phrases.sha256}
 
     def write(self, records: Sequence[FindingRecord], encoding: Encoding, style: str, run: Run) -> list[Wording | None]:
         run.check()
