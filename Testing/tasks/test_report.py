@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from VelvetMedLib.case.checks import flags_of
+from VelvetMedLib.case.checks import differences, flags_of
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import FindingRecord, ontology, parse_report
 from VelvetMedLib.reports.parse import parse_sentence
@@ -52,6 +52,26 @@ def test_a_side_or_grade_that_was_not_measured_is_refused():
     assert agrees("There is a pleural effusion.", bare, {})
     assert not agrees("There is a left pleural effusion.", bare, {})
     assert not agrees("There is a large pleural effusion.", bare, {})
+    assert not agrees("The spleen is enlarged, measuring 150 mm.", FindingRecord(name="splenomegaly", state="present", value=140.0), {})
+
+
+@pytest.mark.parametrize(("side", "flags"), [("both", 0), (None, 0), ("right", 1)])
+def test_a_draft_may_not_say_what_a_person_may_leave_unproven(side: Any, flags: int):
+    record = FindingRecord(name="pleural_effusion", state="present", side=side)
+    text = "There is a left pleural effusion."
+    (said,) = parse_sentence(text)
+    assert not agrees(text, record, {}) and len(list(differences(said, record))) == flags
+
+
+def test_a_draft_never_says_what_a_check_would_flag(make_record: Any):
+    rng, flagged = np.random.default_rng(3), 0
+    for name in ontology().finding_names * 4:
+        told, record = make_record(name, "present", rng), make_record(name, "present", rng)
+        text = write_sentence(told, rng, STYLES[flagged % len(STYLES)]).text
+        wrong = [flag for said in parse_sentence(text) if said.name == name for flag in differences(said, record)]
+        assert not wrong or not agrees(text, record, {name: "present"}), text
+        flagged += bool(wrong)
+    assert flagged > 20
 
 
 @pytest.mark.parametrize("state", ["present", "absent", "uncertain", "not_assessed"])

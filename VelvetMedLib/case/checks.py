@@ -62,16 +62,33 @@ def flags_of(text: str, title: str, findings: Iterable[CaseFinding], segments: I
     return tuple(dict.fromkeys(flags))
 
 
+def unlike(said: FindingRecord, known: FindingRecord) -> frozenset[str]:
+    """What a sentence states of a finding that the record does not hold just so, as field names: it holds another, or none.
+
+    A draft may say none of it (`tasks.report.agrees`); what of it speaks against a record is the lenient question of `differences`.
+    """
+    stated = {name for name in ("side", "site", "count", "severity") if getattr(said, name) not in (None, getattr(known, name))}
+    numbers = {"size_mm": SIZE_TOLERANCE_MM}
+    if said.size_mm is None or known.size_mm is None:  # else the value is the size again
+        numbers["value"] = _WHOLE[ontology().finding(said.name).measure.unit]
+    for name, tolerance in numbers.items():
+        number, measured = getattr(said, name), getattr(known, name)
+        if number is not None and (measured is None or abs(number - measured) > tolerance):
+            stated.add(name)
+    return frozenset(stated)
+
+
 def differences(said: FindingRecord, known: FindingRecord) -> Iterator[Flag]:
-    """Where a sentence and a record that both see a finding differ in place, size, number or grade."""
+    """Where a sentence and a record that both see a finding differ in place, size, number or grade; what the record lacks is left open."""
     finding = ontology().finding(said.name)
     name = finding.display
     # Of several the record holds the largest one's place and size only.
     one = known.count == 1 if finding.countable else finding.sized
-    if said.side is not None and known.side not in (None, "both", said.side):
+    other = {fact for fact in unlike(said, known) if getattr(known, fact) is not None}
+    if "side" in other and known.side != "both":
         yield _contradiction("side", f"The {name} was found {_on(known.side)}, not {_on(said.side)}.")
-    elif said.site is not None and known.site is not None and said.site != known.site:
-        place, found = ontology().site_display(said.site), ontology().site_display(known.site)
+    elif "site" in other:
+        place, found = ontology().site_display(str(said.site)), ontology().site_display(str(known.site))
         yield (
             _contradiction("site", f"The {name} was found here: {found}, not {place}.")
             if one
@@ -79,15 +96,14 @@ def differences(said: FindingRecord, known: FindingRecord) -> Iterator[Flag]:
                 kind="unsupported", rule="site", reason=f"The largest {name} was found here: {found}; of others the place is not on record."
             )
         )
-    if said.size_mm is not None and finding.sized and known.size_mm is not None:
-        if abs(said.size_mm - known.size_mm) > SIZE_TOLERANCE_MM:
-            kind: Literal["contradiction", "unsupported"] = "contradiction" if one or said.size_mm > known.size_mm else "unsupported"
-            yield Flag(kind=kind, rule="size", reason=f"The largest {name} was measured at {known.size_mm:g} mm, not {said.size_mm:g} mm.")
-    elif said.value is not None and known.value is not None and abs(said.value - known.value) > _WHOLE[finding.measure.unit]:
+    if "size_mm" in other and said.size_mm is not None and known.size_mm is not None:
+        kind: Literal["contradiction", "unsupported"] = "contradiction" if one or said.size_mm > known.size_mm else "unsupported"
+        yield Flag(kind=kind, rule="size", reason=f"The largest {name} was measured at {known.size_mm:g} mm, not {said.size_mm:g} mm.")
+    if "value" in other and known.value is not None:
         yield _contradiction("value", f"The {_quantity(finding)} was measured as {_with_unit(known.value, finding)}.")
-    if said.count is not None and known.count is not None and said.count != known.count:
+    if "count" in other:
         yield _contradiction("count", f"Counted: {known.count}, not {said.count}.")
-    if said.severity is not None and known.severity is not None and said.severity != known.severity:
+    if "severity" in other:
         yield _contradiction("grade", f"By measurement the {name} is {known.severity}, not {said.severity}.")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from VelvetMedLib.case import CaseFinding, Report, Section, Sentence
-from VelvetMedLib.case.checks import SIZE_TOLERANCE_MM
+from VelvetMedLib.case.checks import unlike
 from VelvetMedLib.reports import FindingRecord, State, ontology
 from VelvetMedLib.reports.parse import parse_sentence
 from VelvetMedLib.reports.phrases import fill_slots, phrase_book
@@ -165,20 +165,15 @@ def accepted(
 
 
 def agrees(text: str, record: FindingRecord, states: Mapping[str, str], title: str = "") -> bool:
-    """Whether a sentence, parsed back, says the record and nothing that contradicts the plan for other findings."""
-    mentions = parse_sentence(text, title)
-    own = [m for m in mentions if m.name == record.name]
-    if not own or any(states.get(m.name) != m.state for m in mentions if m.name != record.name):
+    """Whether a sentence, parsed back, says the record and nothing that contradicts the plan for other findings.
+
+    Stricter than the flags on a person's sentence (`case.checks.differences`): no side of "both", no grade that is not on record.
+    """
+    mentions = {m.name: m for m in parse_sentence(text, title)}
+    said = mentions.pop(record.name, None)
+    if said is None or any(states.get(name) != m.state for name, m in mentions.items()):
         return False
-    said = own[0]
-    if any(m.state != record.state for m in own):
-        return False
-    pairs = ((said.side, record.side), (said.site, record.site), (said.severity, record.severity), (said.count, record.count))
-    if any(stated is not None and stated != known for stated, known in pairs):
-        return False
-    if said.size_mm is None:
-        return True
-    return record.size_mm is not None and abs(said.size_mm - record.size_mm) <= SIZE_TOLERANCE_MM
+    return said.state == record.state and not unlike(said, record)
 
 
 def compose(record: FindingRecord, style: str, title: str = "", *, seed: str = "") -> str:
