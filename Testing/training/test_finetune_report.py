@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from commandline import PROBLEM, USAGE
 from finetuning import language_source
+from finetuning.common import RESULTS
 from finetuning.language_source import language_folder
 from finetuning.report_data import read_studies
-from finetuning.report_running import RESULTS, WRITER, Outcome, finetune_report
+from finetuning.report_running import WRITER, Outcome, finetune_report
 from finetuning.report_settings import WritingData, WritingSettings, paper, tiny
 
 from Testing.plugins.bundles import body_volume

@@ -21,9 +21,10 @@ from commandline import PROBLEM, USAGE
 from converted import write_converted
 from finetuning.batches import CropMaker
 from finetuning.coding import OneOf
+from finetuning.common import QUARANTINE, RESULTS
 from finetuning.encoders import encoder_start
 from finetuning.learning import dice_bce_loss, dice_ce_loss, predict_array
-from finetuning.running import QUARANTINE, RESULTS, TABLE, Outcome, finetune_segmentation
+from finetuning.running import TABLE, Outcome, finetune_segmentation
 from finetuning.settings import AugmentSettings, SegmentationSettings, paper, tiny
 from finetuning.tasks import read_task
 from pretraining.child import SLICER_OPTIONS

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetuning.common import RESULTS, enough, note_left_out, train_best
 from finetuning.report_data import OWN_STYLE, PromptBatch, PromptMaker, WrittenStudy, read_studies, seen_studies
 from finetuning.report_learning import WritingStage, by_likelihood, mean_log_likelihood
 from finetuning.report_settings import WritingSettings
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle.store import Bundle
-from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.loader import loaders
-from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.runfolder import RunFolder, environment
-from VelvetMedLib.engine.sampler import StepSampler
-from VelvetMedLib.engine.trainer import Trainer
-from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.reports import score_reports
-from VelvetMedLib.files import file_sha256, read_json, write_json, write_text
+from VelvetMedLib.files import file_sha256, read_json, write_json
 from VelvetMedLib.reports import STYLES, fill_slots, ontology
 from VelvetMedLib.reports.phrases import phrase_book
 from VelvetMedLib.tasks.progress import Run
@@ -31,7 +25,7 @@ from VelvetMedLib.tasks.report import accepted
 from VelvetMedLib.tasks.writers.language import WriterFacts, save_writer, wordings
 from VelvetMedLib.tasks.writers.soft_prompt import PromptedModel, check_language_folder, instruction, load_language_model, prompt_states
 
-RESULTS, WRITER, QUARANTINE, BEFORE = "results.json", "writer", "quarantine.jsonl", "before.json"
+WRITER, BEFORE = "writer", "before.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +64,9 @@ def finetune_report(
         resumed = folder.check({**definition, "steps": steps, "seed": seed})
         folder.note_start({"resumed": resumed, **environment(bundle.device, Path(__file__).parent)})
         seen, unreadable = seen_studies(studies, bundle, store or run / "encoded", say)
-        _note(run, [*quarantined, *unreadable], say)
+        quarantine = note_left_out(run, [*quarantined, *unreadable], len(studies) + len(quarantined), "studies", say)
         parts = {part: [s for s in studies if s.split == part and s.name in seen] for part in ("train", "val", "test")}
-        _enough(parts)
+        enough(parts, "studies")
         seed_torch(seed, "start")
         half = settings.loop.precision == "bf16"
         model = PromptedModel(*load_language_model(language, settings.lora, half=half), bundle.model.config.tribert.width)
@@ -93,29 +87,26 @@ def finetune_report(
         judged = "test" if parts["test"] else "val"
         if not (run / BEFORE).is_file():
             write_json(run / BEFORE, {"split": judged, "log_likelihood": mean_log_likelihood(stage, fixed(judged))})
-        sampler = StepSampler([study.name for study in parts["train"]], loop.batch, seed)
-        trainer = Trainer(
+        code, best_step = train_best(
             stage,
+            maker("train"),
+            [study.name for study in parts["train"]],
             run=run,
             steps=steps,
             seed=seed,
-            make_loader=loaders(maker("train"), sampler, loop, steps=steps),
-            processes=Processes(bundle.device),
-            quarantine=quarantined,
+            device=bundle.device,
+            quarantine=quarantine,
             selection=by_likelihood(fixed("val")),
             after_step=after_step,
         )
-        if code := trainer.run():
+        if code:
             return Outcome(code=code)
-        best = Checkpoints(run).load_best()
-        if best is not None:
-            stage.load_state_dict(best.parts["weights"])
         stage.eval()
         before = read_json(run / BEFORE) or {}
         results = {
             "split": judged,
             "studies": {part: len(found) for part, found in parts.items()},
-            "best_step": trainer.progress.best_step,
+            "best_step": best_step,
             "loss_before": -before["log_likelihood"],
             "loss_after": -mean_log_likelihood(stage, fixed(judged)),
             **written_truth(model, parts[judged], maker(judged), settings, say),
@@ -187,23 +178,6 @@ def _export(
         results={name: value for name, value in results.items() if name != "samples"},
     )
     save_writer(run / WRITER, model, language, facts)
-
-
-def _enough(parts: dict[str, list[WrittenStudy]]) -> None:
-    for part in ("train", "val"):
-        if not parts[part]:
-            raise TrainingError(
-                f"There is no usable study in the {part} split.",
-                found=", ".join(f"{len(found)} {name}" for name, found in parts.items()),
-                expected="at least one training and one validation study",
-                next_step="Add studies, or read quarantine.jsonl for why some were left out.",
-            )
-
-
-def _note(run: Path, quarantined: Sequence[Any], say: Callable[[str], None]) -> None:
-    if quarantined:
-        write_text(run / QUARANTINE, "".join(json.dumps(entry.as_dict(), ensure_ascii=False) + "\n" for entry in quarantined))
-        say(f"{len(quarantined)} studies were left out ({QUARANTINE}); the first: {quarantined[0].study}: {quarantined[0].reason}")
 
 
 def _described(model: PromptedModel, parts: dict[str, list[WrittenStudy]], sources: Sequence[str]) -> str:

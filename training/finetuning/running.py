@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from finetuning.augment import plan_flips
 from finetuning.batches import CropMaker
+from finetuning.common import RESULTS, enough, note_left_out, train_best
 from finetuning.encoders import SCRATCH, EncoderStart
 from finetuning.learning import SegmentationStage, by_dice, predict
 from finetuning.settings import SegmentationSettings
@@ -20,20 +20,14 @@ from finetuning.store import StoredCase, prepare
 from finetuning.tasks import SegmentationTask, with_splits
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.ct import read_labels, resample_labels, write_nifti
-from VelvetMedLib.engine.checkpoints import Checkpoints
-from VelvetMedLib.engine.loader import loaders
-from VelvetMedLib.engine.manifest import Quarantined
-from VelvetMedLib.engine.processes import Processes
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.runfolder import RunFolder, environment
-from VelvetMedLib.engine.sampler import StepSampler
-from VelvetMedLib.engine.trainer import Trainer
 from VelvetMedLib.errors import TrainingError
 from VelvetMedLib.evaluation.segmentation import StructureScore, as_markdown, as_records, mean_dice, score_case, summarise
 from VelvetMedLib.files import write_json, write_text
 from VelvetMedLib.models.image_encoders import Segmenter, segmenter, take_over
 
-RESULTS, TABLE, QUARANTINE = "results.json", "results.md", "quarantine.jsonl"
+TABLE = "results.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,41 +80,34 @@ def finetune_segmentation(
         resumed = folder.check({"recipe": settings.to_dict(), "task": kind, "encoder": start.definition(), "steps": steps, "seed": seed})
         folder.note_start({"resumed": resumed, **environment(str(on), Path(__file__).parent)})
         cases, quarantined = prepare(task, store or run / "prepared", settings.data, processes=processes, progress=_told(say))
-        _note(run, quarantined, len(task.cases), say)
+        quarantine = note_left_out(run, quarantined, len(task.cases), "cases", say)
         parts = {part: [case for case in cases if case.files.split == part] for part in ("train", "val", "test")}
-        _enough(parts)
+        enough(parts, "cases")
         seed_torch(seed, "start")
         model = segmenter(start.config, task.coding.outputs)
         if start.tensors is not None:
             take_over(model.encoder, start.tensors)
         if not resumed:
             say(_described(model, start, parts, task))
-        alone = Processes(str(on))
         loop = replace(settings.loop, batch=min(settings.loop.batch, len(parts["train"])))
-        stage = SegmentationStage(model, settings, loop, task)
-        maker = CropMaker(parts["train"], settings.data, settings.augment, plan, seed)
-        sampler = StepSampler([case.name for case in parts["train"]], loop.batch, seed)
-        trainer = Trainer(
-            stage,
+        code, best_step = train_best(
+            SegmentationStage(model, settings, loop, task),
+            CropMaker(parts["train"], settings.data, settings.augment, plan, seed),
+            [case.name for case in parts["train"]],
             run=run,
             steps=steps,
             seed=seed,
-            make_loader=loaders(maker, sampler, loop, steps=steps),
-            processes=alone,
-            quarantine=quarantined,
+            device=str(on),
+            quarantine=quarantine,
             selection=by_dice(parts["val"], settings, task, on),
             after_step=after_step,
         )
-        code = trainer.run()
         if code:
             return Outcome(code=code)
-        best = Checkpoints(run).load_best()
-        if best is not None:
-            stage.load_state_dict(best.parts["weights"])
         split = "test" if parts["test"] else "val"
         predictions = run / "predictions" if save_predictions else None
         scores = evaluate(model, parts[split], task, settings, on, predictions=predictions)
-        _write_results(run, split, scores, settings, start, {part: len(found) for part, found in parts.items()}, trainer.progress.best_step)
+        _write_results(run, split, scores, settings, start, {part: len(found) for part, found in parts.items()}, best_step)
         say(f"Mean Dice on {split}: {mean_dice(scores):.3f}. The table is {TABLE} in the run folder.")
         return Outcome(code=0, split=split, scores=tuple(scores))
     finally:
@@ -157,28 +144,6 @@ def evaluate(
             smallest = np.min_scalar_type(int(values.max()))
             write_nifti(predictions / f"{case.name}.nii.gz", values.astype(smallest), grid)
     return scores
-
-
-def _enough(parts: dict[str, list[StoredCase]]) -> None:
-    for part in ("train", "val"):
-        if not parts[part]:
-            raise TrainingError(
-                f"There is no usable case to {'train on' if part == 'train' else 'choose the best weights by'}.",
-                found=", ".join(f"{len(found)} {name}" for name, found in parts.items()),
-                expected="at least one training and one validation case",
-                next_step="Add labelled cases, or read quarantine.jsonl for why cases were left out.",
-            )
-
-
-def _note(run: Path, quarantined: Sequence[Quarantined], total: int, say: Callable[[str], None]) -> None:
-    """The list of what was left out; an empty list leaves no file."""
-    path = run / QUARANTINE
-    if quarantined:
-        write_text(path, "".join(json.dumps(entry.as_dict(), ensure_ascii=False) + "\n" for entry in quarantined))
-        first = quarantined[0]
-        say(f"{len(quarantined)} of {total} cases were left out ({QUARANTINE}); the first: {first.study}: {first.reason}")
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
