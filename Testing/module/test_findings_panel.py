@@ -252,6 +252,20 @@ def test_a_heat_map_that_arrives_after_another_finding_was_chosen_is_kept_but_no
     assert fake_worker.requests[-1][1]["phrase"] == "pleural effusion" and analysed.logic.busy
 
 
+def test_where_nothing_is_marked_it_is_said_whenever_that_map_is_seen(analysed: Any, fake_worker: Any) -> None:
+    panel = analysed.panels.findings
+    panel.ui.heatmapBox.click()
+    for name, marked in (("Lung nodule", False), ("Pleural effusion", True)):
+        choose(panel, name)
+        params = fake_worker.requests[-1][1]
+        write_heat(params["out"])
+        fake_worker.say("result", heatmap=params["out"], marked=marked)
+        analysed.poll()
+        assert ("Nothing is marked" in panel.ui.findingsMessage.text) is not marked
+    choose(panel, "Lung nodule")  # its map is in the scene: the worker is not asked again
+    assert not analysed.logic.busy and "Nothing is marked" in panel.ui.findingsMessage.text
+
+
 def test_an_error_about_a_heat_map_is_shown_beside_the_findings(analysed: Any, fake_worker: Any) -> None:
     from VelvetMedLib.errors import CaseError
 

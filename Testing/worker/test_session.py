@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def test_a_device_that_is_not_there_is_refused_in_words_before_the_model_is_load
     assert device in caught.value.found and "CPU" in caught.value.next_step
 
 
-def test_a_heat_map_on_its_own_grid_has_its_peak_where_the_one_on_the_scans_grid_has_it(
-    body: Any, random_bundle: Any, random_bundle_folder: Path, tmp_path: Path
+def test_a_heat_map_has_one_peak_on_either_grid_and_the_answer_tells_whether_anything_is_marked(
+    body: Any, random_bundle: Any, random_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import SimpleITK as sitk
 
@@ -63,3 +64,7 @@ def test_a_heat_map_on_its_own_grid_has_its_peak_where_the_one_on_the_scans_grid
     peak_lps = image.TransformIndexToPhysicalPoint((i, j, k))
     assert np.allclose(np.array(peak_lps) * (-1, -1, 1), answers[False]["peak_ras_mm"], atol=1e-3)
     assert sitk.ReadImage(str(tmp_path / "True.nii.gz")).GetSize() == body.voxels_kji.shape[::-1]
+    plain = tasks.ground
+    for threshold in (0.0, 1.01):  # every probability reaches the one, none the other
+        monkeypatch.setattr(tasks, "ground", lambda *given, t=threshold: replace(plain(*given), threshold=t))
+        assert session.ground(params, Quiet())["marked"] is (threshold == 0.0)

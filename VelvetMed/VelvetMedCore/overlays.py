@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from VelvetMedLib.shapes import Affine, ArrayKJI, Triple
 
 ROLE = "VelvetMed.Role"
-OF_CASE, OF_FINDING = "VelvetMed.Case", "VelvetMed.Finding"
+OF_CASE, OF_FINDING, MARKED = "VelvetMed.Case", "VelvetMed.Finding", "VelvetMed.Marked"
 HEATMAP, AXIS = "heatmap", "axis"
 COLORS = "vtkMRMLColorTableNodeIron"
 LEAST_SHOWN, OPACITY = 0.15, 0.45
@@ -31,9 +31,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # heat-maps
 
 
-def add_heatmap(path: Path, *, case_id: str, finding: str, title: str) -> Any:
+def add_heatmap(path: Path, *, case_id: str, finding: str, title: str, marked: bool = True) -> Any:
     """The heat-map file of a grounding as a volume node on its own grid, which may be coarser than the scan's.
 
+    marked: whether the model marks any voxel; kept with the node, which outlives the worker's answer.
     Raises CaseError when the file cannot be read.
     """
     try:
@@ -52,7 +53,7 @@ def add_heatmap(path: Path, *, case_id: str, finding: str, title: str) -> Any:
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"VelvetMed {title}"))
     slicer.util.updateVolumeFromArray(node, np.clip(sitk.GetArrayFromImage(image), 0.0, 1.0))
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(LPS_TO_RAS @ to_lps))
-    for name, value in ((ROLE, HEATMAP), (OF_CASE, case_id), (OF_FINDING, finding)):
+    for name, value in ((ROLE, HEATMAP), (OF_CASE, case_id), (OF_FINDING, finding), (MARKED, "yes" if marked else "no")):
         node.SetAttribute(name, value)
     node.SetDescription(RESEARCH_USE_ONLY)
     node.CreateDefaultDisplayNodes()
@@ -79,6 +80,11 @@ def find_heatmap(case_id: str, finding: str) -> Any:
         if (node.GetAttribute(OF_CASE), node.GetAttribute(OF_FINDING)) == (case_id, finding):
             return node
     return None
+
+
+def is_marked(heatmap: Any) -> bool:
+    """Whether the model marks any voxel of a heat-map's finding."""
+    return bool(heatmap.GetAttribute(MARKED) != "no")
 
 
 def show_over(heatmap: Any) -> None:

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from VelvetMedCore.logic import Update, VelvetMedLogic
 from VelvetMedCore.navigation import jump_to, show_segment
-from VelvetMedCore.overlays import add_axes, add_heatmap, clear_axes, find_heatmap, lesion_callipers, show_over
+from VelvetMedCore.overlays import add_axes, add_heatmap, clear_axes, find_heatmap, is_marked, lesion_callipers, show_over
 from VelvetMedCore.windows import fitting_window, set_window
 from VelvetMedLib.errors import VelvetMedError
 from VelvetMedLib.reports import ontology
@@ -65,6 +65,8 @@ class FindingViews:
         case, finding = self._wanted
         node = find_heatmap(case.id, finding.name)
         show_over(node)
+        if node is not None and not is_marked(node):
+            self._say(_("Nothing is marked: everywhere in the scan the probability is below the model's threshold."))
         if node is None and not self._logic.busy:
             self._ask_for_heatmap(case, finding)
 
@@ -92,8 +94,9 @@ class FindingViews:
         case_id, finding, display = update.about
         if update.kind == "done":
             try:
+                marked = bool(update.data.get("marked", True))
                 with slicer.util.WaitCursor():
-                    add_heatmap(Path(str(update.data.get("heatmap"))), case_id=case_id, finding=finding, title=display)
+                    add_heatmap(Path(str(update.data.get("heatmap"))), case_id=case_id, finding=finding, title=display, marked=marked)
             except VelvetMedError as error:
                 self._say(error_text(error))
                 return

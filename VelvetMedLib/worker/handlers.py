@@ -116,9 +116,10 @@ class Session:
         return tasks.ask(folder, question, bundle, about=about, progress=context.progress, cancel=context.cancel).as_dict()
 
     def ground(self, params: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Where a phrase is; with `out`, the heat-map is written there as NIfTI on the scan's own grid.
+        """Where a phrase is, and whether anything of it is marked.
 
-        With `scan_grid` false it stays on the coarser grid that it was made on: a viewer interpolates as well and moves less.
+        With `out`, the heat-map is written there as NIfTI on the scan's own grid; with `scan_grid` false it stays on the coarser grid
+        that it was made on: a viewer interpolates as well and moves less.
         """
         from VelvetMedLib import ct, tasks
         from VelvetMedLib.case import read_case
@@ -132,6 +133,7 @@ class Session:
         answer = {
             "peak_ras_mm": found.peak_ras_mm,
             "score": found.score,
+            "marked": found.marked,
             "source": found.source,
             "finding": found.finding,
             "structures": [{"name": name, "similarity": similarity} for name, similarity in found.structures],
