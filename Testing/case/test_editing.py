@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from VelvetMedLib.case import Case, read_case, report_markdown
+from VelvetMedLib.case import Case, Section, Sentence, read_case, report_markdown
 from VelvetMedLib.case.editing import (
     PERSONS_SECTION,
     add_sentence,
@@ -193,6 +193,34 @@ def test_a_persons_words_survive_a_second_look_and_stay_stale_until_the_person_s
     assert nodule.stale and nodule.revision is not None and nodule.revision.machine_text == "A nodule of 9 mm in the left upper lobe."
     assert restore(after, NODULE) and sentence_at(restore(after, NODULE), NODULE).text == "A nodule of 9 mm in the left upper lobe."
     assert not sentence_at(judge(after, NODULE, "accepted"), NODULE).stale
+
+
+def together(text: str, state: Any) -> Sentence:
+    return Sentence(text=text, state=state, support=None, finding=None, link=None)
+
+
+def test_sentences_that_tell_several_findings_go_stale_and_are_made_anew(case: Case) -> None:
+    """The brief form: a second look finds the nodule that the first denied together with a consolidation."""
+    assert case.report is not None
+    none, unseen = (
+        together("No lung nodule and consolidation.", "absent"),
+        together("Not covered by this scan: cysts and goitre.", "not_assessed"),
+    )
+    title = case.report.sections[0].title
+    sections = (
+        Section(title=title, sentences=(none, unseen)),
+        Section(title="Impression", sentences=(together("None is present.", None),)),
+    )
+    brief = add_sentence(replace(case, report=replace(case.report, sections=sections)), "Clips.", section=1)
+    old = mark_edited(brief, ["lung_nodule"])
+    assert [sentence.stale for _, _, sentence in sentences(old)] == [True, False, False, False]
+    nodule = sentence_at(case, NODULE)
+    lines = (nodule, sentence_at(case, CONSOLIDATION), unseen)
+    fresh = (Section(title=title, sentences=lines), Section(title="Impression", sentences=(nodule,)))
+    after = take_revised(old, case.findings, replace(case.report, sections=fresh))
+    assert texts(after) == [*(line.text for line in lines), nodule.text, "Clips."]
+    again = take_revised(old, case.findings, replace(case.report, sections=sections))
+    assert texts(again) == texts(brief) and not anything_stale(replace(again, segments=()))
 
 
 def test_a_finding_that_a_person_has_overruled_is_not_overruled_back(case: Case) -> None:

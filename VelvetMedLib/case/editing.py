@@ -174,7 +174,8 @@ def mark_edited(case: Case, names: Collection[str]) -> Case:
     marked = replace(case, segments=segments, findings=findings)
 
     def marked_sentence(sentence: Sentence) -> Sentence:
-        if sentence.state == "not_assessed" or not touched(sentence.finding, sentence.link.label if sentence.link is not None else None):
+        label = sentence.link.label if sentence.link is not None else None
+        if sentence.state == "not_assessed" or not any(touched(name, label) for name in _spoken_of(sentence) or [None]):
             return sentence
         told = sentence.revision
         if sentence.by_person and told is not None and told.verdict == "accepted":
@@ -189,29 +190,51 @@ def take_revised(case: Case, findings: Collection[CaseFinding], report: Report) 
 
     findings, report: as if the model had segmented like the person. A state that a person has set stays, on the new figures. A
     sentence in a person's words stays too: the model's new words go into its revision, and it is stale until the person says
-    that it holds. The model's own stale sentences are replaced, and a verdict on other words goes with them.
+    that it holds. The model's own stale sentences are replaced, and a verdict on other words goes with them; so are those of no one
+    finding, as they speak of several.
     """
     fresh = {f.name: f for f in findings}
     kept = tuple(_remeasured(f, fresh[f.name]) if f.stale and f.name in fresh else f for f in case.findings)
-    old: dict[tuple[str, str | None], list[Sentence]] = {}
+    old: dict[tuple[str, str | None, State | None], list[Sentence]] = {}
     titles = [section.title for section in case.report.sections] if case.report is not None else []
     for _, section, sentence in sentences(case):
-        old.setdefault((section.title, sentence.finding), []).append(sentence)
+        old.setdefault(_kind(section.title, sentence), []).append(sentence)
     stale = {f.name for f in case.findings if f.stale}
     parts: dict[str, list[Sentence]] = {title: [] for title in (*(s.title for s in report.sections), *titles)}
     for section in report.sections:
         for new in section.sentences:
-            before = old.pop((section.title, new.finding), [])
-            if new.finding is None or new.finding in stale:
-                parts[section.title] += [_renewed(sentence, new) for sentence in before] or [new]
-            else:
-                parts[section.title] += before
-    for (title, _finding), left in old.items():
+            alike = old.get(_kind(section.title, new), [])
+            before = next((sentence for sentence in alike if not _is_added(sentence)), None)
+            if before is None:
+                parts[section.title].append(new)
+                continue
+            alike.remove(before)
+            parts[section.title].append(_renewed(before, new) if new.finding is None or new.finding in stale else before)
+    for (title, finding, _state), left in old.items():
         # No longer in the model's draft: its own words go, a person's stay.
-        parts[title] += [s for s in left if s.by_person or not s.stale]
+        parts[title] += [s for s in left if s.by_person or not (s.stale or finding is None)]
     order = [t for t in parts if t != PERSONS_SECTION] + [t for t in parts if t == PERSONS_SECTION]
     sections = tuple(Section(title=title, sentences=tuple(parts[title])) for title in order if parts[title])
     return checked(replace(case, findings=kept, report=Report(style=report.style, sections=sections)))
+
+
+def _is_added(sentence: Sentence) -> bool:
+    """Whether a person has added a sentence that no model wrote."""
+    return sentence.revision is not None and sentence.revision.machine_text is None
+
+
+def _spoken_of(sentence: Sentence) -> list[str]:
+    """Findings that a sentence of the draft is about: its own, or those that one sentence tells together."""
+    if sentence.finding is not None:
+        return [sentence.finding]
+    return [] if _is_added(sentence) else [record.name for record in parse_sentence(sentence.text)]
+
+
+def _kind(title: str, sentence: Sentence) -> tuple[str, str | None, State | None]:
+    """What an old and a new sentence of the same place share; those of no one finding are told apart by the model's state."""
+    if sentence.finding is not None:
+        return title, sentence.finding, None
+    return title, None, sentence.state if sentence.revision is None else sentence.revision.machine_state
 
 
 def _remeasured(before: CaseFinding, new: CaseFinding) -> CaseFinding:
