@@ -213,6 +213,9 @@ def show_a_run(studio: Studio, volume: Any) -> None:
     studio.fold("analyze")
     studio.board.analyze.ui.volumeSelector.setCurrentNode(volume)
     studio.shoot("02_ready")
+    studio.board.analyze.ui.formBox.collapsed = False
+    studio.shoot("02_form_of_the_draft")
+    studio.board.analyze.ui.formBox.collapsed = True
     taken: list[float] = []
 
     def while_running(fraction: float) -> None:

@@ -334,8 +334,18 @@ def test_another_python_is_remembered_and_gets_its_own_worker(widget: Any, fake_
     assert Settings().own_python == ""
 
 
+def test_a_field_for_a_folder_asks_for_a_folder_and_one_for_a_file_for_a_file(widget: Any) -> None:
+    import ctk
+
+    analyze, similar = widget.panels.analyze.ui, widget.panels.similar.ui
+    folders = (analyze.languagePath, similar.indexPath, similar.scansPath, widget.panels.save.ui.folderPath)
+    assert not any(field.filters & ctk.ctkPathLineEdit.Files for field in folders)
+    assert all(field.filters & ctk.ctkPathLineEdit.Files for field in (analyze.phrasesPath, widget.panels.setup.ui.pythonPath))
+
+
 def test_nothing_is_wider_than_a_narrow_panel(finished: Any, host: Any) -> None:
     parent = finished.parent
+    finished.panels.analyze.ui.formBox.collapsed = False
     parent.resize(350, 1400)
     host.app.processEvents()
     assert parent.minimumSizeHint().width() <= 350

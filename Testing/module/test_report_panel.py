@@ -217,6 +217,24 @@ def test_a_second_look_measures_here_and_asks_the_worker_for_the_sentences(finis
     assert not finished.panels.report.ui.staleFrame.visible and not any(f.stale for f in finished.logic.case().findings)
 
 
+def test_a_second_look_asks_for_the_form_and_the_writer_of_the_draft_and_not_for_what_is_chosen_now(
+    widget: Any, ct: Any, fake_worker: Any, make_case: Callable[..., Path]
+) -> None:
+    ui = widget.panels.analyze.ui
+    ui.writerSelector.setCurrentIndex(2)
+    ui.phrasesPath.currentPath = "/home/me/own.json"
+    ui.applyButton.click()
+    form = {"style": "structured", "length": "brief", "sections": ["liver"], "hold_from": None}
+    run = {"draft": form, "writer": {"kind": "composer", "own_phrases": 7, "sha256": "0" * 64}}
+    fake_worker.say("result", case=str(make_case(Path(fake_worker.requests[-1][1]["out"]), run=run)))
+    widget.poll()
+    ui.phrasesPath.currentPath = "/home/me/other.json"
+    paint_liver(widget)
+    widget.panels.report.ui.recomputeButton.click()
+    verb, params = fake_worker.requests[-1]
+    assert verb == "report" and form.items() <= params.items() and params["writer"] == "/home/me/own.json"
+
+
 def test_when_the_second_look_fails_the_figures_stand_and_the_rest_stays_marked(finished: Any, fake_worker: Any) -> None:
     from VelvetMedLib.errors import WorkerError
 

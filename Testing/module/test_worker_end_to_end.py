@@ -48,9 +48,15 @@ def test_one_press_gives_segments_findings_report_and_answers_in_the_right_place
 ) -> None:
     import slicer
 
-    real_logic.start_analysis(body_node, model=str(random_bundle_folder))
+    from VelvetMedCore.drafting import DraftForm
+
+    form = DraftForm(style="terse", length="brief", sections="lungs impression", writer="composer", against="flagged")
+    real_logic.start_analysis(body_node, model=str(random_bundle_folder), form=form)
     updates = real_logic.wait(280)
     assert updates[-1].kind == "result" and any(update.kind == "progress" and update.stage for update in updates)
+    # The Case tells the form that was asked for, so that Recompute asks for the same.
+    assert real_logic.draft_params() == form.request(real_logic.settings)
+    assert [section.title for section in real_logic.case().report.sections] == ["Lungs", "Impression"]
     case, nodes = real_logic.case(), real_logic.nodes()
     assert len(case.findings) == 21 and nodes.findings.GetNumberOfRows() == 21
     assert "not for clinical use" in nodes.report.GetText()

@@ -123,6 +123,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         self._edit = QtWidgets.QLineEdit(self)
         self._browse = QtWidgets.QToolButton(self)
         self._browse.text = "…"
+        self.filters = self.Dirs | self.Files  # CTK's button asks for a folder only where files are not among them
         self._setting_key = ""
         in_a_row(self, self._edit, self._browse)
         self._edit.connect("textChanged(QString)", self.currentPathChanged.emit)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import slicer
 from slicer.i18n import tr as _
 
+from VelvetMedCore.drafting import DraftForm, form_of
 from VelvetMedCore.library import library_root
 from VelvetMedCore.models import list_models
 from VelvetMedCore.parameters import parameter_node, read_parameters, write_parameters
@@ -31,6 +32,7 @@ from VelvetMedLib.worker.client import WorkerClient, error_from
 
 LOG = logging.getLogger("VelvetMed")
 PARTS = ("segments", "findings", "report")
+DEFAULT_FORM = DraftForm()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +65,18 @@ class _Job:
     instance_uids: tuple[str, ...] = ()
     question: str = ""
     model: str = ""
+    writer: str = ""
     about: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Session:
-    """The Case folder behind the analysis in the scene. model: what to name as `bundle` in requests about it."""
+    """The Case folder behind the analysis in the scene. model, writer: what to name as `bundle` and `writer` in requests about it."""
 
     case_node_id: str
     folder: Path
     model: str
+    writer: str = ""
 
 
 class VelvetMedLogic:
@@ -106,19 +110,20 @@ class VelvetMedLogic:
         """Whether a job runs."""
         return self._job is not None
 
-    def start_analysis(self, volume_node: Any, *, model: str, style: str = "structured", parts: Sequence[str] = PARTS) -> None:
-        """Hands the volume over and returns at once; what follows comes from `poll`. Raises VelvetMedError."""
+    def start_analysis(self, volume_node: Any, *, model: str, form: DraftForm = DEFAULT_FORM, parts: Sequence[str] = PARTS) -> None:
+        """Hands the volume over and returns at once; what follows comes from `poll`. form: of the draft. Raises VelvetMedError."""
         self._refuse_a_second_job()
         voxels_kji, ijk_to_ras = read_volume_node(volume_node)
         worker = self._running_worker()
         folder = self._new_folder()
+        draft = form.request(self.settings) if "report" in parts else {}
         params = {
             "volume": worker.put_volume(voxels_kji, ijk_to_ras),
             "bundle": model,
             "device": self.settings.device,
             "out": str(folder),
-            "style": style,
             "parts": list(parts),
+            **draft,
         }
         self._job = _Job(
             request_id=worker.request("analyze", params),
@@ -127,6 +132,7 @@ class VelvetMedLogic:
             volume_id=volume_node.GetID(),
             instance_uids=instance_uids(volume_node),
             model=model,
+            writer=draft.get("writer") or "",
         )
 
     def start_question(self, question: str, about: About | None = None) -> None:
@@ -171,6 +177,14 @@ class VelvetMedLogic:
             model = known.get(case.model.id, "") if case is not None else ""
         return {"device": self.settings.device, **({"bundle": model} if model else {})}
 
+    def draft_params(self) -> dict[str, Any]:
+        """Form and writer of the draft in the scene, for a request that makes it anew. Raises CaseError."""
+        case, session = self.case(), self._session
+        if case is None:
+            raise _no_analysis()
+        used = session.writer if session is not None and self._is_current(session) else ""
+        return form_of(case, used, self.settings)
+
     def case_folder(self) -> Path:
         """The Case folder of the analysis in the scene. After a scene was loaded it is made anew, without voxels and encoding.
 
@@ -183,12 +197,7 @@ class VelvetMedLogic:
                 self._folder_text = text
             return session.folder
         if case is None or node is None:
-            raise CaseError(
-                _("There is no analysis to ask about."),
-                found=_("no analysis in the scene"),
-                expected=_("an analysed volume"),
-                next_step=_("Press Apply first."),
-            )
+            raise _no_analysis()
         folder = self._new_folder()
         write_case(folder, case)
         self._session = _Session(case_node_id=node.GetID(), folder=folder, model="")
@@ -349,7 +358,7 @@ class VelvetMedLogic:
                 case=nodes.case.GetID(),
             ),
         )
-        self._session = _Session(case_node_id=nodes.case.GetID(), folder=update.folder, model=job.model)
+        self._session = _Session(case_node_id=nodes.case.GetID(), folder=update.folder, model=job.model, writer=job.writer)
         return nodes
 
     def nodes(self) -> ResultNodes:
@@ -378,6 +387,15 @@ class VelvetMedLogic:
         """The draft report, disclaimer first; empty without an analysis."""
         case = self.case()
         return report_markdown(case) if case is not None else ""
+
+
+def _no_analysis() -> CaseError:
+    return CaseError(
+        _("There is no analysis to ask about."),
+        found=_("no analysis in the scene"),
+        expected=_("an analysed volume"),
+        next_step=_("Press Apply first."),
+    )
 
 
 def _attach_last_lines(error: VelvetMedError, lines: Any) -> None:

@@ -7,17 +7,18 @@ from typing import Any
 
 import slicer
 
+from VelvetMedCore.drafting import DraftForm
+
 MODULE_NAME = "VelvetMed"
 PREFIX = "VelvetMed."
 REFERENCE_ROLES = ("inputVolume", "segmentation", "findings", "report", "case")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
+class Parameters(DraftForm):
     """What the user chose. Node ids are None where nothing is chosen or the node is gone. parts: names with spaces between."""
 
     model: str = ""
-    style: str = "structured"
     findings_filter: str = "relevant"
     parts: str = "segments findings report"
     inputVolume: str | None = None

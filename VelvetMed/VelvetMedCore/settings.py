@@ -1,4 +1,6 @@
-"""What is remembered between sessions on this computer: the acknowledgement, the Python and the device. No token, no PHI."""
+"""What is remembered between sessions on this computer: the acknowledgement, the Python, the device, and paths. No token, no PHI.
+
+A path may hold the user's name, so it stays here: a scene goes to other people."""
 
 from __future__ import annotations
 
@@ -43,6 +45,24 @@ class Settings:
     @device.setter
     def device(self, value: str) -> None:
         self._set("Device", value)
+
+    @property
+    def phrases_file(self) -> str:
+        """The file of the user's own phrases for draft reports."""
+        return self._get("PhrasesFile")
+
+    @phrases_file.setter
+    def phrases_file(self, value: str) -> None:
+        self._set("PhrasesFile", value)
+
+    @property
+    def language_folder(self) -> str:
+        """The folder of the trained language model that words draft reports."""
+        return self._get("LanguageFolder")
+
+    @language_folder.setter
+    def language_folder(self, value: str) -> None:
+        self._set("LanguageFolder", value)
 
     @property
     def index_folder(self) -> str:

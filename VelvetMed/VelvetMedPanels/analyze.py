@@ -7,19 +7,23 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from VelvetMedCore.drafting import DraftForm
 from VelvetMedCore.logic import PARTS
 from VelvetMedCore.models import ModelEntry
+from VelvetMedCore.settings import Settings
 from VelvetMedLib.errors import VelvetMedError
 from VelvetMedPanels.common import error_details, error_text, load_into, time_left
+from VelvetMedPanels.drafting import DraftFormGroup
 
 
 class AnalyzePanel:
-    """Calls start(volume node, model, parts) and cancel(); what is shown follows from what it is told."""
+    """Calls start(volume node, model, parts, form of the draft) and cancel(); what is shown follows from what it is told."""
 
     def __init__(
         self,
         section: Any,
-        start: Callable[[Any, ModelEntry, tuple[str, ...]], None],
+        settings: Settings,
+        start: Callable[[Any, ModelEntry, tuple[str, ...], DraftForm], None],
         cancel: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
@@ -27,6 +31,7 @@ class AnalyzePanel:
         self._start, self._cancel, self._changed = start, cancel, changed
         self._models: list[ModelEntry] = []
         self._parts = {"segments": self.ui.segmentsPart, "findings": self.ui.findingsPart, "report": self.ui.reportPart}
+        self._draft = DraftFormGroup(self.ui, settings, self.on_choice)
         self._allowed = False
         self._running = False
         self._hint = False
@@ -80,6 +85,15 @@ class AnalyzePanel:
             box.blockSignals(False)
         self.refresh()
 
+    @property
+    def form(self) -> DraftForm:
+        """How the draft is to be written."""
+        return self._draft.form
+
+    def set_form(self, form: DraftForm) -> None:
+        self._draft.set_form(form)
+        self.refresh()
+
     def choose_model(self, identifier: str) -> None:
         """Chooses a model by its id, where it is in the list."""
         ids = [entry.id for entry in self._models]
@@ -97,8 +111,11 @@ class AnalyzePanel:
 
     def refresh(self) -> None:
         ui = self.ui
-        ready = self._allowed and self.volume is not None and self.model is not None and bool(self.parts)
+        drafts = "report" in self.parts
+        lacking = self._draft.lacking if drafts else ""
+        ready = self._allowed and self.volume is not None and self.model is not None and bool(self.parts) and not lacking
         ui.applyButton.enabled = ready and not self._running
+        ui.formBox.enabled = drafts and not self._running
         for widget in (ui.volumeSelector, ui.modelSelector, *self._parts.values()):
             widget.enabled = not self._running
         if self._running:
@@ -111,6 +128,8 @@ class AnalyzePanel:
             self._say(_("Load a CT and choose it."))
         elif not self.parts:
             self._say(_("Choose at least one thing to make."))
+        elif lacking:
+            self._say(lacking)
         elif self._hint:
             self._say("")
 
@@ -132,7 +151,7 @@ class AnalyzePanel:
     def apply(self) -> None:
         model = self.model
         if model is not None and not self._running:
-            self._start(self.volume, model, self.parts)
+            self._start(self.volume, model, self.parts, self.form)
 
     def on_cancel(self) -> None:
         self.ui.cancelButton.enabled = False

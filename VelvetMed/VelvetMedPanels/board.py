@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import slicer
 from slicer.i18n import tr as _
 
+from VelvetMedCore.drafting import DraftForm
 from VelvetMedCore.library import library_root
 from VelvetMedCore.logic import Update, VelvetMedLogic
 from VelvetMedCore.models import ModelEntry, list_models
@@ -48,7 +49,7 @@ class Board:
         self.ui.researchLabel.text = RESEARCH_USE_ONLY
         self._filling = True
         self.setup = SetupPanel(self.ui.setupSection, logic.settings, self.on_settings, self.on_model)
-        self.analyze = AnalyzePanel(self.ui.analyzeSection, self.start, logic.cancel, self.on_choice)
+        self.analyze = AnalyzePanel(self.ui.analyzeSection, logic.settings, self.start, logic.cancel, self.on_choice)
         self.findings = FindingsPanel(
             self.ui.findingsSection, self.go_to_finding, self.on_choice, self.change, place=self.place, thresholds=self.thresholds
         )
@@ -96,6 +97,7 @@ class Board:
                 model=self._model_id(),
                 findings_filter=self.findings.filter,
                 parts=" ".join(self.analyze.parts),
+                **vars(self.analyze.form),
             ),
         )
         self._fill_models(self._model_id())
@@ -104,10 +106,10 @@ class Board:
         """A model was chosen under Setup."""
         self.analyze.choose_model(identifier)
 
-    def start(self, volume_node: Any, model: ModelEntry, parts: tuple[str, ...]) -> None:
+    def start(self, volume_node: Any, model: ModelEntry, parts: tuple[str, ...], form: DraftForm) -> None:
         try:
             with slicer.util.WaitCursor():
-                self.logic.start_analysis(volume_node, model=str(model.folder), parts=parts)
+                self.logic.start_analysis(volume_node, model=str(model.folder), parts=parts, form=form)
         except VelvetMedError as error:
             self.analyze.failed(error)
             return
@@ -222,6 +224,7 @@ class Board:
                 self.analyze.ui.volumeSelector.setCurrentNodeID(parameters.inputVolume)
             self.findings.set_filter(parameters.findings_filter)
             self.analyze.set_parts(parameters.parts.split())
+            self.analyze.set_form(parameters)
             self.show(self._case_of_scene())
         finally:
             self._filling = False

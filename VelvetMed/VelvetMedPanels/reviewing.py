@@ -108,10 +108,10 @@ class Reviewing:
                 self._board.show(measured)
                 if anything_stale(measured) or edited:
                     params = {
+                        **self._logic.draft_params(),
                         "volume": self._logic.hand_over_array(voxels_kji, ijk_to_ras),
                         "labels": self._logic.hand_over_array(labels_kji, ijk_to_ras),
                         "edited": list(edited),
-                        "style": measured.report.style if measured.report is not None else "structured",
                         **self._logic.model_params(),
                     }
                     self._logic.start_request("report", params, name=RECOMPUTE)

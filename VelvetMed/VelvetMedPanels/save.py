@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ctk
 import slicer
 from slicer.i18n import tr as _
 
@@ -22,6 +23,7 @@ class SavePanel:
         self._save = save
         self._has_case = self._has_segments = False
         ui = self.ui
+        ui.folderPath.filters = ctk.ctkPathLineEdit.Dirs  # else its button would ask for a file
         ui.folderPath.connect("currentPathChanged(QString)", self.refresh)
         ui.reportButton.connect("clicked(bool)", lambda *_: self.on_save("report"))
         ui.segmentsButton.connect("clicked(bool)", lambda *_: self.on_save("segments"))

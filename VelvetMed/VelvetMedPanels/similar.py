@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import ctk
 from slicer.i18n import tr as _
 
 from VelvetMedLib import RESEARCH_USE_ONLY
@@ -42,6 +43,8 @@ class SimilarPanel:
         self._organs: list[str] = []
         self._hits: list[dict[str, Any]] | None = None
         ui = self.ui
+        for path in (ui.indexPath, ui.scansPath):
+            path.filters = ctk.ctkPathLineEdit.Dirs  # else its button would ask for a file
         ui.indexPath.currentPath = index_folder
         ui.buildBox.collapsed = bool(index_folder)
         ui.indexPath.connect("currentPathChanged(QString)", self.refresh)

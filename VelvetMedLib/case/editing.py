@@ -175,7 +175,7 @@ def mark_edited(case: Case, names: Collection[str]) -> Case:
 
     def marked_sentence(sentence: Sentence) -> Sentence:
         label = sentence.link.label if sentence.link is not None else None
-        if sentence.state == "not_assessed" or not any(touched(name, label) for name in _spoken_of(sentence) or [None]):
+        if sentence.state == "not_assessed" or not any(touched(name, label) for name in _spoken_of(sentence)):
             return sentence
         told = sentence.revision
         if sentence.by_person and told is not None and told.verdict == "accepted":
@@ -223,11 +223,11 @@ def _is_added(sentence: Sentence) -> bool:
     return sentence.revision is not None and sentence.revision.machine_text is None
 
 
-def _spoken_of(sentence: Sentence) -> list[str]:
-    """Findings that a sentence of the draft is about: its own, or those that one sentence tells together."""
-    if sentence.finding is not None:
+def _spoken_of(sentence: Sentence) -> list[str | None]:
+    """Findings that a sentence of the draft is about: its own, or those that one sentence tells together; None where it names none."""
+    if sentence.finding is not None or _is_added(sentence):
         return [sentence.finding]
-    return [] if _is_added(sentence) else [record.name for record in parse_sentence(sentence.text)]
+    return [record.name for record in parse_sentence(sentence.text)] or [None]
 
 
 def _kind(title: str, sentence: Sentence) -> tuple[str, str | None, State | None]:

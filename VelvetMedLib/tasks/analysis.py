@@ -137,7 +137,8 @@ def run_analysis(
         with run.stage("report"):
             writer = writer or open_writer(None, bundle)
             drafted = draft_report(findings, encoding, bundle, settings=draft, writer=writer, run=run)
-            spoken = {"style": draft.style, "sentences": drafted.origin, "writer": dict(writer.facts)}
+            form = vars(draft) | {"sections": list(draft.sections)}
+            spoken = {"draft": form, "sentences": drafted.origin, "writer": dict(writer.facts)}
     case = Case(
         id=uuid.uuid4().hex[:12],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
