@@ -51,7 +51,7 @@ def tiny_model_config(vocab_size: int) -> Any:
     )
 
 
-def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int] = (64, 48, 64), **changes: Any) -> Path:
+def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int] = (48, 48, 48), **changes: Any) -> Path:
     """Write a random but whole bundle. Its answers mean nothing; its shapes, files and rules are the real ones."""
     import torch
 
@@ -76,7 +76,8 @@ def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int
             "intended_use": "tests only",
             "architecture": config.to_dict(),
             "aligned_levels": ("report", "sentence", "word"),
-            "views": ViewsConfig(fine=FineViewConfig(tile_voxels=tile)),
+            # Wide cells: most of an encoding's time goes into cleaning a map of nothing but specks.
+            "views": ViewsConfig(fine=FineViewConfig(spacing_mm=(6.0, 6.0, 6.0), tile_voxels=tile)),
             **changes,
         }
     )

@@ -130,7 +130,7 @@ def test_only_the_linear_and_lora_on_query_key_and_value_are_trained(model: Prom
 def test_no_pair_of_tokens_is_written_twice_where_that_is_forbidden(model: PromptedModel, prompts: tuple[Any, Any], beams: int):
     pairs = {}
     for no_repeat in (0, 2):
-        (ids, _), _ = model.generate(*prompts, SearchSettings(beams=beams, no_repeat=no_repeat, most_tokens=60))
+        (ids, _), _ = model.generate(*prompts, SearchSettings(beams=beams, no_repeat=no_repeat, most_tokens=120))
         pairs[no_repeat] = list(pairwise(ids))
     assert len(pairs[2]) == len(set(pairs[2]))
     # Left alone, the random model goes in circles; a search with beams may happen not to.

@@ -79,7 +79,7 @@ def test_rerank_adds_the_match_heads_answer_to_the_cosine_of_the_best(
     import torch
 
     bundle, text = make_match_bundle(), "Pleural effusion on the left."
-    scans = [make_body(seed=seed) for seed in range(3)]
+    scans = [make_body((24, 20, 24), seed=seed) for seed in range(3)]
     encodings = [encode(scan, bundle) for scan in scans]
     layout = bundle.tokenizer.layout([[text]], 160)
     model, wanted = bundle.model, {}
@@ -102,7 +102,7 @@ def test_rerank_adds_the_match_heads_answer_to_the_cosine_of_the_best(
 
 
 @pytest.fixture
-def make_match_bundle(bundle_maker: Callable[..., Path], tmp_path: Path) -> Callable[[], Any]:
+def make_match_bundle(random_bundle_folder: Path, tmp_path: Path) -> Callable[[], Any]:
     """A random bundle that has a match head, whose answers differ from scan to scan."""
 
     def make() -> Any:
@@ -113,7 +113,7 @@ def make_match_bundle(bundle_maker: Callable[..., Path], tmp_path: Path) -> Call
         from VelvetMedLib.models.text import ReportTokenizer
         from VelvetMedLib.models.velvet import VelvetModel
 
-        plain = read_config(bundle_maker(tmp_path / "plain"))
+        plain = read_config(random_bundle_folder)
         config = replace(tiny_model_config(ReportTokenizer(tokenizer_text()).vocab_size), match=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

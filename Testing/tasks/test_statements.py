@@ -25,13 +25,13 @@ TEXT = "There is a pleural effusion on the left. No pneumothorax. A lung nodule 
 
 
 @pytest.fixture
-def weighing_bundle(bundle_maker: Callable[..., Path], tmp_path: Path) -> Any:
+def weighing_bundle(random_bundle_folder: Path) -> Any:
     """A random bundle that knows how often its findings occur, and calls them with very different certainty."""
     import torch
 
     from VelvetMedLib.bundle import load_bundle
 
-    bundle = load_bundle(bundle_maker(tmp_path / "bundle"))
+    bundle = load_bundle(random_bundle_folder)
     assert not weighs_statements(bundle)
     shares = np.linspace(0.05, 0.6, len(bundle.config.findings))
     findings = tuple(replace(entry, prevalence=round(float(p), 3)) for entry, p in zip(bundle.config.findings, shares, strict=True))
@@ -60,7 +60,7 @@ def test_words_find_by_cosine_plus_what_they_state_and_scans_by_cosine_alone(
 ) -> None:
     bundle, records = weighing_bundle, parse_report(TEXT)
     assert weighs_statements(bundle) and {r.state for r in records} == {"present", "absent", "uncertain", "not_assessed"}
-    scans = [make_body(seed=seed) for seed in range(3)]
+    scans = [make_body((24, 20, 24), seed=seed) for seed in range(3)]
     encodings = [encode(scan, bundle) for scan in scans]
     # The last scan has a report beside it, which overrules the model.
     (tmp_path / "scan.txt").write_text("Findings: Large left pleural effusion. No pneumothorax.", encoding="utf-8")
