@@ -61,7 +61,7 @@ SURFACE = {
     ],
     "embed": ["--bundle", "--device", "--out", "--series", "--view", "volume"],
     "review": ["--out", "cases"],
-    "evaluate": ["--against", "--bundle", "--cohort", "--device", "--out", "--text-model"],
+    "evaluate": ["--against", "--bundle", "--cohort", "--device", "--out", "--text-model", "--writer"],
     "models list": [],
     "models add": ["--orientation", "--pool-padding", "--weights", "--yes", "source"],
     "models remove": ["name"],
