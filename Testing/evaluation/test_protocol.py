@@ -14,7 +14,7 @@ import pytest
 from VelvetMedLib.bundle import load_bundle
 from VelvetMedLib.cohorts import CohortOptions, load_case, make_cohort, read_cohort
 from VelvetMedLib.errors import UsageError
-from VelvetMedLib.evaluation import run
+from VelvetMedLib.evaluation import plots, run
 from VelvetMedLib.evaluation.bootstrap import mean, resamples
 from VelvetMedLib.evaluation.comparison import compare, differences
 from VelvetMedLib.evaluation.outputs import CaseOutput, case_file, read_outputs
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)  # half a minute on an idle core; on a cro
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cohort") / "c"
-    options = CohortOptions(spacing_mm=10.0, largest_shape_ijk=(38, 32, 38), twin_fraction=0.3)
+    options = CohortOptions(spacing_mm=10.0, largest_shape_ijk=(30, 26, 30), twin_fraction=0.3)
     make_cohort(folder, CASES, 5, options=options, sheet=False)
     return folder
 
@@ -94,6 +94,7 @@ def test_a_stopped_evaluation_goes_on_without_doing_anything_twice(
         return original(case, bundle, writer)
 
     monkeypatch.setattr(run, "output_of", watched)
+    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
     evaluate(random_bundle, cohort, out)
     assert asked == [done[2].stem]
     now, then = (json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["measures"] for folder in (out, finished))

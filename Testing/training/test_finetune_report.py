@@ -61,7 +61,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     lines = []
     for n in range(5):
-        volume = body_volume((20, 18, 22), 14.0, seed=n)
+        volume = body_volume((20, 18, 22), 7.0, seed=n)
         write_nifti(folder / f"s{n}.nii.gz", volume.voxels_kji, volume.ijk_to_ras)
         text = f"Findings: {SAID[n % 2] if n != 2 else 'As discussed with Dr. Okafor.'}"
         split = "val" if n >= 3 else "train"
@@ -112,7 +112,7 @@ def test_it_learns_two_reports_and_gives_a_writer_that_words_them(
     writer = open_writer(tmp_path / "run" / WRITER, random_bundle)
     studies, _ = read_studies(manifest, WritingData(), 1)
     record = next(row[0] for study in studies for row in study.rows if row[0].name == "pneumothorax")
-    found = writer.write([record], encode(body_volume((20, 18, 22), 14.0, seed=0), random_bundle), "own", Run())
+    found = writer.write([record], encode(body_volume((20, 18, 22), 7.0, seed=0), random_bundle), "own", Run())
     assert found[0] is not None and found[0].slotted == "No pneumothorax."
     assert json.loads((tmp_path / "run" / WRITER / "writer.json").read_text("utf-8"))["training_data"].startswith("the user's own")
 

@@ -92,7 +92,7 @@ def run(data: Path, folder: Path, settings: SegmentationSettings, steps: int, **
 
 
 def test_it_learns_two_lumps_and_writes_the_table_of_the_best_weights(data: Path, tmp_path: Path) -> None:
-    outcome = run(data, tmp_path / "run", small(), 40, save_predictions=True)
+    outcome = run(data, tmp_path / "run", small(), 30, save_predictions=True)
     assert outcome.code == 0 and outcome.split == "val" and outcome.dice > 0.6
     results = json.loads((tmp_path / "run" / RESULTS).read_text("utf-8"))
     assert results["mean_dice"] == pytest.approx(outcome.dice) and results["encoder"] == {"kind": "scratch"}
@@ -118,7 +118,7 @@ def test_structures_that_share_voxels_are_learnt_one_by_one(data: Path, tmp_path
         (tmp_path / "task" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "task" / name).symlink_to(data / name)
     (tmp_path / "task" / "dataset.json").write_text(json.dumps(described), "utf-8")
-    outcome = run(tmp_path / "task", tmp_path / "run", replace(small(), augment=AugmentSettings()), 40, save_predictions=True)
+    outcome = run(tmp_path / "task", tmp_path / "run", replace(small(), augment=AugmentSettings()), 30, save_predictions=True)
     dice = {score.structure: score.dice for score in outcome.scores}
     assert set(dice) == {"lump_right", "lumps"} and min(dice.values()) > 0.6
     found, _ = read_labels(next((tmp_path / "run" / "predictions").glob("*.nii.gz")))
