@@ -139,6 +139,8 @@ def test_an_answer_that_contradicts_findings_or_report_is_counted() -> None:
     assert agrees(one("findings", "Lung nodule. Uncertain: emphysema."), [record]) is True
     assert agrees(one("findings", "Emphysema."), [record]) is False
     unseen = [FindingRecord(name="lung_nodule", state="not_assessed")]
+    nothing = one("findings", "This question cannot be answered from this scan: none could be assessed.", "not_assessed")
+    assert agrees(nothing, unseen) is True and agrees(nothing, [record]) is False
     assert agrees(one("presence", "No. No nodule."), unseen) is False
     assert agrees(one("presence", "No. No nodule."), unseen, whole=False) is None
     rows = [one("presence", "Yes. Two nodules."), one("side", "Left.")]

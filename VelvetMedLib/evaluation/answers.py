@@ -240,6 +240,8 @@ def agrees(one: Answered, records: Iterable[FindingRecord], *, whole: bool = Tru
     """Whether an answer says what the records say; None where there is nothing to compare. whole: the records are all that is known,
     so that "not assessed" must be answered so, too; else a finding that they do not assess may be answered from elsewhere."""
     by_name: Mapping[str, FindingRecord] = {record.name: record for record in records}
+    if one.kind == "findings" and whole and one.unanswered is not None:
+        return all(record.state == "not_assessed" for record in by_name.values())
     if one.kind == "findings" and whole:
         return _listed(one.answer) == frozenset(name for name, r in by_name.items() if r.state == "present")
     record = by_name.get(one.finding or "")
