@@ -18,6 +18,8 @@ RUN ?= demo-model/run
 BUNDLE ?= demo-model/bundle
 CASES ?= 2600
 PROXY ?=
+# make test: processes side by side; 0 for one, as a debugger wants it.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -92,7 +94,7 @@ demo-model: setup-dev ## train the model that the demo uses, on a synthetic coho
 	@echo "Research use only. The model card: $(BUNDLE)/MODEL_CARD.md"
 
 test: setup-dev system-packages ## the tests that take minutes
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 oracles: $(ORACLES) ## public packages that long tests and benchmarks compare with
 

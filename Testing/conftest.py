@@ -26,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Qt draws into memory, and no test ever waits for a screen.
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+# Which arithmetic is faster here and now must not decide a test.
+os.environ.setdefault("VELVETMED_PRECISION", "fp32")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,6 @@ def fine_part(lesions: dict[str, Any] | None = None, without: tuple[str, ...] = 
     regions, mask = region_tokens(maps_of)
     tokens, metas = lesion_tokens(maps_of)
     return replace(part, region_tokens=regions, region_mask=mask, lesion_tokens=tokens, lesions=metas)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def plain_arithmetic() -> Iterator[None]:
-    """fp32 for every test of this room: which arithmetic is faster here and now must not decide a test."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("VELVETMED_PRECISION", "fp32")
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")
