@@ -87,12 +87,13 @@ def index_folder(
     added = known = 0
 
     def run_of(place: int) -> Run:
-        """Each scan moves the bar by its share of the folder, however many stages its own encoding has."""
+        """Each scan moves the bar by its share of the folder, however many stages its own encoding has, and if it has none."""
 
-        def report(fraction: float, stage: str, seconds_left: float | None) -> None:
+        def report(fraction: float, stage: str = "", seconds_left: float | None = None) -> None:
             if progress is not None:
                 progress((place - 1 + fraction) / len(found), f"scan {place} of {len(found)}", None)
 
+        report(0.0)
         return Run(report, cancel, stages_of(bundle, STAGES))
 
     with ExitStack() as opened:
