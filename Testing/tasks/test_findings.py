@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from VelvetMedLib.bundle import Calibration, FindingEntry
 from VelvetMedLib.cohorts.truth import CaseMaps, describe_instances, measure_finding, midline_ras
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks.evidence import Evidence, Measured
-from VelvetMedLib.tasks.findings import UNMEASURED, _find_one, calibrated, decide, lesion_channels, state_of
+from VelvetMedLib.tasks.findings import UNMEASURED, _find_one, calibrated, decide, finding_logits, lesion_channels, state_of
+from VelvetMedLib.tasks.tokens import LESION_SIZE
 
 HALF = (0.5,) * 17
 
@@ -25,6 +28,25 @@ def test_calibration_and_thresholds_give_the_state():
     assert calibrated(entry, 0.5) == pytest.approx(0.5)
     assert [state_of(entry, p) for p in (0.1, 0.3, 0.59, 0.6)] == ["absent", "uncertain", "uncertain", "present"]
     assert calibrated(entry, 900) == 1.0 and calibrated(entry, -900) == 0.0
+
+
+def test_what_the_lesion_map_shows_weighs_beside_the_head_in_findings_of_that_kind(random_bundle: Any):
+    lesions = np.zeros((2, LESION_SIZE), np.float32)
+    lesions[:, 48] = 1.0  # two nodules, the more probable one the smaller
+    lesions[:, 48 + 17 + 6], lesions[:, 48 + 17 + 7] = (2.0, 0.5), (0.4, 0.9)
+    memory = np.random.default_rng(0).normal(size=(6, random_bundle.model.findings.config.width)).astype(np.float32)
+    encoding = SimpleNamespace(
+        need_reading=lambda: SimpleNamespace(memory=memory, memory_mask=np.ones(6, bool)),
+        need_fine=lambda: SimpleNamespace(lesion_tokens=lesions),
+    )
+    weighing = tuple(
+        replace(entry, evidence=(10.0, 1.0, -0.5) if entry.name in ("lung_nodule", "liver_lesion", "cardiomegaly") else None)
+        for entry in random_bundle.config.findings
+    )
+    plain = finding_logits(encoding, random_bundle)  # type: ignore[arg-type]
+    weighed = finding_logits(encoding, replace(random_bundle, config=replace(random_bundle.config, findings=weighing)))  # type: ignore[arg-type]
+    expected = [10 * 0.9 + 2.0 - 0.5 * 2 if name == "lung_nodule" else 0.0 for name in ontology().finding_names]
+    assert weighed - plain == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_nodule_has_side_site_size_count_and_a_link_inside_it(make_fine: Any):

@@ -7,7 +7,17 @@ import time
 import numpy as np
 import pytest
 
-from VelvetMedLib.tasks.tokens import LESION_SIZE, REGION_SIZE, FineMaps, LesionMeta, border_shell, components, lesion_tokens, region_tokens
+from VelvetMedLib.tasks.tokens import (
+    LESION_SIZE,
+    REGION_SIZE,
+    FineMaps,
+    LesionMeta,
+    border_shell,
+    components,
+    lesion_summary,
+    lesion_tokens,
+    region_tokens,
+)
 
 SHAPE = (17, 14, 19)
 
@@ -117,6 +127,17 @@ def test_components_touch_at_corners_and_come_largest_first():
     assert [int(m.sum()) for _, m in parts] == [8, 2]
     assert parts[1][0] == (slice(0, 2), slice(0, 2), slice(0, 2))
     assert components(np.zeros((3, 3, 3), bool)) == []
+
+
+def test_the_summary_of_lesion_tokens_is_what_their_places_say():
+    maps = random_maps()
+    tokens, metas = lesion_tokens(maps)
+    slow = np.zeros((17, 3))
+    for meta in metas:
+        own = [m for m in metas if m.channel == meta.channel]
+        slow[meta.channel] = max(m.max_prob for m in own), np.log1p(max(m.volume_ml for m in own)), len(own)
+    assert slow.any() and lesion_summary(tokens) == pytest.approx(slow, rel=1e-6)
+    assert not lesion_summary(np.zeros((0, LESION_SIZE), np.float32)).any()
 
 
 def test_the_border_is_the_edge_of_the_scan_and_not_of_the_crop():

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("sklearn")
 
 import demo_model
-from demo.calibrate import calibrate
+from demo.calibrate import calibrate, fit_evidence
 from demo.data import between, crop, nearest, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
@@ -224,6 +224,25 @@ def test_a_logit_that_ranks_the_wrong_way_is_not_used_and_moves_no_probability_f
     result = calibrate(draw.normal(size=300) - 2 * truth, truth)
     assert not result.assessed and result.prevalence == pytest.approx(truth.mean())
     assert result.probability(np.array([-8.0, 0.0, 8.0])) == pytest.approx(truth.mean(), abs=0.01)
+
+
+def test_evidence_counts_where_it_ranks_unseen_cases_better_and_nowhere_else() -> None:
+    draw = np.random.default_rng(4)
+    truth = (np.arange(400) % 4 == 0).astype(float)
+    logit = draw.normal(size=400) + 0.5 * truth
+    telling, idle = draw.normal(size=(400, 3)), draw.normal(size=(400, 3))
+    telling[:, 0] += 2 * truth
+    truth[::10] = np.nan
+    known = np.isfinite(truth)
+    weights, score = fit_evidence(logit, telling, truth)
+    assert weights is not None and weights[0] > 10 * max(map(abs, weights[1:])) / 2
+    # Each score comes from weights that never met its case: near the final sum, and never on it.
+    final = logit + telling @ np.array(weights)
+    assert np.corrcoef(score[known], final[known])[0, 1] > 0.9 and not np.isclose(score[known], final[known]).any()
+    assert calibrate(score, truth).auroc > calibrate(logit, truth).auroc + 0.1
+    for summary, target in ((idle, truth), (np.zeros((400, 3)), truth), (telling, np.where(known, 0.0, np.nan))):
+        none, same = fit_evidence(logit, summary, target)
+        assert none is None and np.array_equal(same, logit)
 
 
 def test_equal_scores_share_the_credit_of_recall() -> None:

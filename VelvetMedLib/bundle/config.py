@@ -132,6 +132,8 @@ class FindingEntry:
 
     A calibrated probability from `threshold_present` on is present, below `threshold_absent` absent, between uncertain.
     prevalence: share of present among the cases that it was calibrated on; None where that is not known.
+    evidence: weights of what the lesion map shows of its kind (`tasks.tokens.lesion_summary`: highest probability, log(1 + ml) of the
+    largest part, number of parts), added to the head's logit before calibration; None: the head alone decides.
     """
 
     name: str
@@ -141,9 +143,12 @@ class FindingEntry:
     threshold_absent: float = 0.35
     threshold_present: float = 0.65
     prevalence: float | None = None
+    evidence: Triple | None = None
 
     def __post_init__(self) -> None:
         where = f"findings[{self.name}]"
+        weighed = self.evidence is None or (len(self.evidence) == 3 and all(map(math.isfinite, self.evidence)))
+        _check(weighed, f"{where}.evidence", self.evidence, "three finite weights, or none")
         ordered = 0 <= self.threshold_absent <= self.threshold_present <= 1
         _check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
         known = self.prevalence is None or 0 <= self.prevalence <= 1
@@ -256,8 +261,9 @@ class BundleConfig:
         if self.zero_shot is None:
             del data["zero_shot"]
         for finding in data["findings"]:
-            if finding["prevalence"] is None:
-                del finding["prevalence"]
+            for name in ("prevalence", "evidence"):
+                if finding[name] is None:
+                    del finding[name]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
 
 
@@ -292,6 +298,7 @@ _OPTIONAL = {
     (BundleConfig, "family"),
     (BundleConfig, "zero_shot"),
     (FindingEntry, "prevalence"),
+    (FindingEntry, "evidence"),
     *((ViewsConfig, name) for name in ("global", "fine", "crop", "windowed")),
 }
 """Keys that not every family has, or that bundles of older versions lack; `parse` asks for the views that a family needs."""

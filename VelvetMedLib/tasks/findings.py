@@ -28,6 +28,7 @@ from VelvetMedLib.reports import Finding, State, ontology
 from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence, Measured
+from VelvetMedLib.tasks.tokens import lesion_summary
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -37,7 +38,7 @@ UNMEASURED = {"height_loss_fraction": "no measurement of the height decides this
 
 
 def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
-    """Raw scores of all findings, in the ontology's order."""
+    """Scores of all findings, in the ontology's order, to be calibrated: the head's, and the weight of what the lesion map shows."""
     import torch
 
     head = getattr(bundle.model, "findings", None)
@@ -53,7 +54,18 @@ def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
         memory = torch.from_numpy(reading.memory)[None].to(bundle.device)
         mask = torch.from_numpy(reading.memory_mask)[None].to(bundle.device)
         logits: NDArray[np.float64] = head(memory, mask)[0].double().cpu().numpy()
-    return logits
+    weights = np.array([bundle.config.finding(name).evidence or (0.0, 0.0, 0.0) for name in ontology().finding_names])
+    return with_evidence(logits[None], lesion_summary(encoding.need_fine().lesion_tokens)[None], weights)[0]
+
+
+def with_evidence(logits: NDArray[np.float64], summaries: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits [N, findings] and the weighed evidence of each finding's kind of lesion. summaries: [N, channels, 3] of
+    `tokens.lesion_summary`; weights: [findings, 3]."""
+    total = logits.copy()
+    for column, finding in enumerate(ontology().findings):
+        if finding.lesion is not None:
+            total[:, column] += summaries[:, ontology().lesion(finding.lesion).channel] @ weights[column]
+    return total
 
 
 def calibrated(entry: FindingEntry, logit: float) -> float:

@@ -26,6 +26,8 @@ CHANNELS = 17
 FEATURES = 48
 REGION_SIZE = FEATURES + 12 + CHANNELS
 LESION_SIZE = FEATURES + CHANNELS + 11 + STRUCTURES
+LOG_ML, HIGHEST = 6, 7
+"""Among the scalars of a lesion token, behind features and channel: log(1 + ml), highest probability."""
 MOST_LESIONS = 32
 DEFAULT_THRESHOLD = 0.5
 EMPHYSEMA_HU = -950.0
@@ -294,6 +296,18 @@ def _triple(values: NDArray[Any]) -> Triple:
 
 def _int_triple(values: NDArray[Any]) -> IntTriple:
     return int(values[0]), int(values[1]), int(values[2])
+
+
+def lesion_summary(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[17, 3] from lesion tokens [N, 108]: of each channel the highest probability, log(1 + ml) of the largest part, the number of
+    parts; zeros where the map shows none."""
+    summary = np.zeros((CHANNELS, 3))
+    kind, scalars = tokens[:, FEATURES : FEATURES + CHANNELS], tokens[:, FEATURES + CHANNELS :]
+    for channel in range(CHANNELS):
+        own = scalars[kind[:, channel] > 0]
+        if len(own):
+            summary[channel] = own[:, HIGHEST].max(), own[:, LOG_ML].max(), len(own)
+    return summary
 
 
 def lesion_tokens(

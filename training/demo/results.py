@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from demo.calibrate import FindingCalibration, calibrate
+from demo.calibrate import FindingCalibration, calibrate, fit_evidence
 from demo.card import model_card
 from demo.data import PreparedCase
 from demo.encodings import EncodedCase, Overlap, lesion_thresholds
@@ -31,8 +31,11 @@ from VelvetMedLib.files import write_json
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology, parse_report
+from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.findings import with_evidence
 from VelvetMedLib.tasks.prompts import answer_prefix
 from VelvetMedLib.tasks.statements import log_ratios, stated
+from VelvetMedLib.tasks.tokens import lesion_summary
 
 TRAINING_DATA = (
     "Synthetic cases only, made by this project's generator from one label atlas. The atlas and part of the texture come from one real "
@@ -41,6 +44,29 @@ TRAINING_DATA = (
 INTENDED_USE = (
     "Research and development of the VelvetMed pipeline: it shows that every part works together. Research use only. Not for clinical use."
 )
+
+
+def evidence_and_scores(
+    reading: Reading, cases: list[EncodedCase], targets: NDArray[np.float64]
+) -> tuple[list[Triple | None], NDArray[np.float64]]:
+    """By finding, the weights of what the lesion map shows, and the scores [cases, findings] to calibrate (`fit_evidence`)."""
+    summaries = np.stack([lesion_summary(case.lesions) for case in cases])
+    weights: list[Triple | None] = []
+    scores = reading.finding_logits.copy()
+    for column, finding in enumerate(ontology().findings):
+        own: Triple | None = None
+        if finding.lesion is not None:
+            shown = summaries[:, ontology().lesion(finding.lesion).channel]
+            own, scores[:, column] = fit_evidence(scores[:, column], shown, targets[:, column])
+        weights.append(own)
+    return weights, scores
+
+
+def weighed(reading: Reading, cases: list[EncodedCase], evidence: list[Triple | None]) -> Reading:
+    """With the logits as the bundle will give them."""
+    summaries = np.stack([lesion_summary(case.lesions) for case in cases])
+    weights = np.array([own or (0.0, 0.0, 0.0) for own in evidence])
+    return replace(reading, finding_logits=with_evidence(reading.finding_logits, summaries, weights))
 
 
 def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -208,10 +234,10 @@ def finish(
     model.eval()
     tokenizer = ReportTokenizer(tokenizer_file)
     targets = finding_targets(of_split["val"]).double().numpy()
-    on_val = read_all(model, of_split["val"])
-    calibrations = [calibrate(on_val.finding_logits[:, n], targets[:, n]) for n in range(targets.shape[1])]
+    evidence, scores = evidence_and_scores(read_all(model, of_split["val"]), of_split["val"], targets)
+    calibrations = [calibrate(score, target) for score, target in zip(scores.T, targets.T, strict=True)]
     test = of_split["test"]
-    on_test = read_all(model, test)
+    on_test = weighed(read_all(model, test), test, evidence)
     organs, lesions = dice_table(test)
     table = called(test, on_test, calibrations)
     results: dict[str, Any] = {
@@ -251,8 +277,9 @@ def finish(
                 threshold_absent=c.absent,
                 threshold_present=c.present,
                 prevalence=None if c.prevalence is None else round(c.prevalence, 4),
+                evidence=weights,
             )
-            for finding, c in zip(ontology().findings, calibrations, strict=True)
+            for finding, c, weights in zip(ontology().findings, calibrations, evidence, strict=True)
         ),
         results=results,
     )
