@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,8 +33,10 @@ def edited(path: str, value: Any) -> str:
 
 
 def test_the_text_of_a_config_reads_back_as_the_same_config():
-    first = config(findings=tuple(FindingEntry(name=n, calibration=Calibration(slope=2, bias=-1)) for n in ontology().finding_names))
-    assert parse(first.to_json()) == first
+    entries = [FindingEntry(name=n, calibration=Calibration(slope=2, bias=-1)) for n in ontology().finding_names]
+    entries[1] = replace(entries[1], prevalence=0.25, evidence=(1.5, 0.0, -2.0))
+    first = config(findings=tuple(entries))
+    assert parse(first.to_json()) == first and first.to_json().count('"evidence"') == 1
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,7 @@ def test_the_text_of_a_config_reads_back_as_the_same_config():
         ("lesions.0.name", "gremlin", "lesions"),
         ("findings.2.threshold_absent", 0.9, "thresholds"),
         ("findings.2.calibration.slope", -1, "calibration.slope"),
+        ("findings.2.evidence", [1.0, 2.0], "findings[2].evidence"),
         ("findings.2.assessed", 1, "assessed"),
         ("findings.2.assessed", False, "reason"),
         ("structures.3", "gizzard", "structures"),

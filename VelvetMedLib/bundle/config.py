@@ -367,7 +367,7 @@ def _numbers(value: Any, kind: str, where: str) -> Any:
     _check(isinstance(value, list), where, type(value).__name__, "a list of numbers")
     if kind.startswith("tuple[tuple"):
         return tuple(_numbers(v, "tuple[float, float]", where) for v in value)
-    count = {"IntTriple": 3, "Triple": 3}.get(kind, 2)
+    count = {"IntTriple": 3, "Triple": 3, "Triple | None": 3}.get(kind, 2)
     types = (int,) if kind == "IntTriple" else (int, float)
     right = len(value) == count and all(isinstance(v, types) and not isinstance(v, bool) for v in value)
     _check(right, where, value, f"{count} numbers")
