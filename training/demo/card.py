@@ -24,6 +24,7 @@ def _finding_row(config: BundleConfig, name: str, display: str, entry: dict[str,
         "auroc": f"{entry['auroc']:.2f} ({interval[0]:.2f}-{interval[1]:.2f})" if interval else None,
         "precision": entry.get("precision"),
         "recall": entry.get("recall"),
+        "weighed": setting.evidence is not None,
         "used": "yes" if setting.assessed else f"no: {setting.reason}",
     }
 
