@@ -8,6 +8,7 @@ set(VelvetMedLib_SCRIPTS
   "VelvetMedLib/bundle/config.py"
   "VelvetMedLib/bundle/download.py"
   "VelvetMedLib/bundle/published.py"
+  "VelvetMedLib/bundle/reading.py"
   "VelvetMedLib/bundle/store.py"
   "VelvetMedLib/case/__init__.py"
   "VelvetMedLib/case/about.py"

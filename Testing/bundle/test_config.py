@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from VelvetMedLib.bundle import BundleConfig, Calibration, FindingEntry
-from VelvetMedLib.bundle.config import parse
+from VelvetMedLib.bundle.reading import parse
 from VelvetMedLib.errors import BundleError
 from VelvetMedLib.reports import ontology
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from VelvetMedLib.errors import BundleError
@@ -24,8 +24,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {VELVET: ("global", "fine"), COLIPRI: 
 """The kinds of models that this version builds, and the views without which each cannot look at a scan."""
 ORIENTATIONS = ("RAS", "SAR")
 SCORES = ("pair_softmax", "sigmoid_difference", "template_mean")
-# Keys by which other model formats name classes or code to import; data that asks for code is refused, not ignored.
-CODE_KEYS = frozenset({"_target_", "_partial_", "_call_", "auto_map", "trust_remote_code", "__class__", "py/object", "_requires_"})
 _NEXT = "Use an undamaged copy of the bundle, or one made for this version of VelvetMed."
 
 
@@ -42,7 +40,7 @@ class GlobalViewConfig:
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
 
     def __post_init__(self) -> None:
-        _check(all(n > 0 and n % 32 == 0 for n in self.shape_voxels), "views.global.shape_voxels", self.shape_voxels, "multiples of 32")
+        check(all(n > 0 and n % 32 == 0 for n in self.shape_voxels), "views.global.shape_voxels", self.shape_voxels, "multiples of 32")
         _check_window("views.global.hu_window", self.hu_window)
 
 
@@ -56,9 +54,9 @@ class FineViewConfig:
     hu_windows: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0), (-160.0, 240.0))
 
     def __post_init__(self) -> None:
-        _check(all(0.2 <= s <= 20 for s in self.spacing_mm), "views.fine.spacing_mm", self.spacing_mm, "three spacings of 0.2 to 20 mm")
-        _check(all(n > 0 and n % 16 == 0 for n in self.tile_voxels), "views.fine.tile_voxels", self.tile_voxels, "multiples of 16")
-        _check(0 <= self.overlap <= 0.75, "views.fine.overlap", self.overlap, "0 to 0.75")
+        check(all(0.2 <= s <= 20 for s in self.spacing_mm), "views.fine.spacing_mm", self.spacing_mm, "three spacings of 0.2 to 20 mm")
+        check(all(n > 0 and n % 16 == 0 for n in self.tile_voxels), "views.fine.tile_voxels", self.tile_voxels, "multiples of 16")
+        check(0 <= self.overlap <= 0.75, "views.fine.overlap", self.overlap, "0 to 0.75")
         for window in self.hu_windows:
             _check_window("views.fine.hu_windows", window)
 
@@ -78,11 +76,11 @@ class CropViewConfig:
     orientation: str = "RAS"
 
     def __post_init__(self) -> None:
-        _check(0.2 <= self.spacing_mm <= 20, "views.crop.spacing_mm", self.spacing_mm, "0.2 to 20 mm")
-        _check(0 < self.window_voxels <= 1024, "views.crop.window_voxels", self.window_voxels, "1 to 1024 voxels")
-        _check(1 <= self.windows <= 8, "views.crop.windows", self.windows, "1 to 8 windows a side")
+        check(0.2 <= self.spacing_mm <= 20, "views.crop.spacing_mm", self.spacing_mm, "0.2 to 20 mm")
+        check(0 < self.window_voxels <= 1024, "views.crop.window_voxels", self.window_voxels, "1 to 1024 voxels")
+        check(1 <= self.windows <= 8, "views.crop.windows", self.windows, "1 to 8 windows a side")
         _check_window("views.crop.hu_window", self.hu_window)
-        _check(self.orientation in ORIENTATIONS, "views.crop.orientation", self.orientation, " or ".join(ORIENTATIONS))
+        check(self.orientation in ORIENTATIONS, "views.crop.orientation", self.orientation, " or ".join(ORIENTATIONS))
 
     @property
     def shape_voxels(self) -> IntTriple:
@@ -111,7 +109,7 @@ class LesionEntry:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(0 < self.threshold <= 1, f"lesions[{self.name}].threshold", self.threshold, "a probability above 0 and at most 1")
+        check(0 < self.threshold <= 1, f"lesions[{self.name}].threshold", self.threshold, "a probability above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +120,8 @@ class Calibration:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(math.isfinite(self.slope) and self.slope > 0, "calibration.slope", self.slope, "a positive number")
-        _check(math.isfinite(self.bias), "calibration.bias", self.bias, "a finite number")
+        check(math.isfinite(self.slope) and self.slope > 0, "calibration.slope", self.slope, "a positive number")
+        check(math.isfinite(self.bias), "calibration.bias", self.bias, "a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +146,12 @@ class FindingEntry:
     def __post_init__(self) -> None:
         where = f"findings[{self.name}]"
         weighed = self.evidence is None or (len(self.evidence) == 3 and all(map(math.isfinite, self.evidence)))
-        _check(weighed, f"{where}.evidence", self.evidence, "three finite weights, or none")
+        check(weighed, f"{where}.evidence", self.evidence, "three finite weights, or none")
         ordered = 0 <= self.threshold_absent <= self.threshold_present <= 1
-        _check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
+        check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
         known = self.prevalence is None or 0 <= self.prevalence <= 1
-        _check(known, f"{where}.prevalence", self.prevalence, "a share from 0 to 1, or none")
-        _check(self.assessed or bool(self.reason), f"{where}.reason", self.reason, "why the finding is not assessed")
+        check(known, f"{where}.prevalence", self.prevalence, "a share from 0 to 1, or none")
+        check(self.assessed or bool(self.reason), f"{where}.reason", self.reason, "why the finding is not assessed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +167,7 @@ class ZeroShotConfig:
     calibrated: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.variant in SCORES, "zero_shot.variant", self.variant, ", ".join(SCORES))
+        check(self.variant in SCORES, "zero_shot.variant", self.variant, ", ".join(SCORES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +178,8 @@ class FileEntry:
     bytes: int
 
     def __post_init__(self) -> None:
-        _check(re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None, "files.sha256", self.sha256, "64 lower-case hexadecimal digits")
-        _check(self.bytes >= 0, "files.bytes", self.bytes, "a size in bytes")
+        check(re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None, "files.sha256", self.sha256, "64 lower-case hexadecimal digits")
+        check(self.bytes >= 0, "files.bytes", self.bytes, "a size in bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,20 +211,20 @@ class BundleConfig:
 
     def __post_init__(self) -> None:
         table = ontology()
-        _check(self.family in FAMILIES, "family", self.family, " or ".join(FAMILIES))
+        check(self.family in FAMILIES, "family", self.family, " or ".join(FAMILIES))
         segments = self.family == VELVET
         if not segments:
-            _check(self.views.crop is not None, "views.crop", "nothing", "the view of this family")
-            _check(self.zero_shot is not None, "zero_shot", "nothing", "how this family tells findings")
-        _check(set(self.aligned_levels) <= set(LEVELS), "aligned_levels", self.aligned_levels, "among " + ", ".join(LEVELS))
-        _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id) is not None, "id", self.id, "letters, digits, '.', '_' and '-'")
+            check(self.views.crop is not None, "views.crop", "nothing", "the view of this family")
+            check(self.zero_shot is not None, "zero_shot", "nothing", "how this family tells findings")
+        check(set(self.aligned_levels) <= set(LEVELS), "aligned_levels", self.aligned_levels, "among " + ", ".join(LEVELS))
+        check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id) is not None, "id", self.id, "letters, digits, '.', '_' and '-'")
         for name in ("version", "licence", "training_data", "intended_use"):
-            _check(bool(getattr(self, name).strip()), name, getattr(self, name), "a statement, not an empty text")
+            check(bool(getattr(self, name).strip()), name, getattr(self, name), "a statement, not an empty text")
         _check_names("structures", self.structures, tuple(s.name for s in table.structures) if segments else ())
         _check_names("lesions", [x.name for x in self.lesions], tuple(x.name for x in table.lesions) if segments else ())
         _check_names("findings", [f.name for f in self.findings], table.finding_names)
         for name in self.files:
-            _check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None, "files", name, "plain file names")
+            check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None, "files", name, "plain file names")
 
     @property
     def reads_text(self) -> bool:
@@ -250,7 +248,7 @@ class BundleConfig:
         raise KeyError(name)
 
     def to_json(self) -> str:
-        """The text of bundle.json; inverse of `parse`."""
+        """The text of bundle.json; inverse of `reading.parse`."""
         data = asdict(self)
         views = data.pop("views")
         data["views"] = {name.rstrip("_"): view for name, view in views.items() if view is not None}
@@ -267,140 +265,14 @@ class BundleConfig:
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
 
 
-def parse(text: str) -> BundleConfig:
-    """BundleConfig from the text of bundle.json. Raises BundleError that names the key at fault."""
-    try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise refuse("bundle.json is not valid JSON.", found=str(error), expected="a JSON object") from None
-    if not isinstance(data, dict):
-        raise refuse("bundle.json is not a JSON object.", found=type(data).__name__, expected="a JSON object")
-    version = data.get("format_version")
-    if version != FORMAT_VERSION:
-        raise refuse(
-            "The bundle has a format version that this VelvetMed does not know.",
-            found=f"format_version = {version!r}",
-            expected=f"format_version = {FORMAT_VERSION}",
-            next_step="Update VelvetMed, or use a bundle made for this version.",
-        )
-    _refuse_code(data, "")
-    family, views = data.get("family", VELVET), data.get("views")
-    if family not in FAMILIES:
-        raise refuse(
-            "The bundle is of a kind that this VelvetMed does not know.", found=f"family = {family!r}", expected=" or ".join(FAMILIES)
-        )
-    if isinstance(views, dict) and (missing := [name for name in FAMILIES[family] if name not in views]):
-        raise refuse("bundle.json lacks a key.", found=", ".join(f"views: no {n}" for n in missing), expected=", ".join(FAMILIES[family]))
-    return _build(BundleConfig, data, "")
-
-
-_OPTIONAL = {
-    (BundleConfig, "family"),
-    (BundleConfig, "zero_shot"),
-    (FindingEntry, "prevalence"),
-    (FindingEntry, "evidence"),
-    *((ViewsConfig, name) for name in ("global", "fine", "crop", "windowed")),
-}
-"""Keys that not every family has, or that bundles of older versions lack; `parse` asks for the views that a family needs."""
-_NESTED: dict[tuple[type, str], type] = {
-    (BundleConfig, "views"): ViewsConfig,
-    (BundleConfig, "zero_shot"): ZeroShotConfig,
-    (ViewsConfig, "global_"): GlobalViewConfig,
-    (ViewsConfig, "fine"): FineViewConfig,
-    (ViewsConfig, "crop"): CropViewConfig,
-    (ViewsConfig, "windowed"): CropViewConfig,
-    (FindingEntry, "calibration"): Calibration,
-}
-_LISTS: dict[tuple[type, str], type] = {(BundleConfig, "lesions"): LesionEntry, (BundleConfig, "findings"): FindingEntry}
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float),
-    "Mapping[str, Any]": (dict,),
-}
-
-
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """A dataclass from a dictionary; unknown, missing or mistyped keys are named with their place."""
-    place = where or "bundle.json"
-    if not isinstance(data, dict):
-        raise refuse(f"'{place}' in bundle.json is not an object.", found=type(data).__name__, expected="a JSON object")
-    known = {f.name.rstrip("_"): f for f in fields(kind)}
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise refuse(
-            "bundle.json holds a key that is not known.",
-            found=", ".join(f"{place}: {k}" for k in unknown),
-            expected="only " + ", ".join(known),
-        )
-    missing = sorted(key for key in set(known) - set(data) if (kind, key) not in _OPTIONAL)
-    if missing:
-        raise refuse("bundle.json lacks a key.", found=", ".join(f"{place}: no {k}" for k in missing), expected=", ".join(known))
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        name, spot = known[key].name, f"{where}.{key}".lstrip(".")
-        expected = _PLAIN.get(str(known[key].type))
-        if (kind, name) in _NESTED:
-            value = _build(_NESTED[kind, name], value, spot)
-        elif (kind, name) in _LISTS:
-            _check(isinstance(value, list), spot, type(value).__name__, "a list")
-            value = tuple(_build(_LISTS[kind, name], entry, f"{spot}[{n}]") for n, entry in enumerate(value))
-        elif kind is BundleConfig and name == "files":
-            _check(isinstance(value, dict), spot, type(value).__name__, "an object")
-            value = {file: _build(FileEntry, entry, f"files.{file}") for file, entry in value.items()}
-        elif expected is not None:
-            right = isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
-            _check(right, spot, f"{value!r}", known[key].type)
-        else:
-            value = _numbers(value, str(known[key].type), spot)
-        values[name] = value
-    return kind(**values)
-
-
-def _numbers(value: Any, kind: str, where: str) -> Any:
-    """Tuples of names or numbers from JSON lists."""
-    if kind == "tuple[str, ...]":
-        _check(isinstance(value, list) and all(isinstance(v, str) for v in value), where, value, "a list of names")
-        return tuple(value)
-    _check(isinstance(value, list), where, type(value).__name__, "a list of numbers")
-    if kind.startswith("tuple[tuple"):
-        return tuple(_numbers(v, "tuple[float, float]", where) for v in value)
-    count = {"IntTriple": 3, "Triple": 3, "Triple | None": 3}.get(kind, 2)
-    types = (int,) if kind == "IntTriple" else (int, float)
-    right = len(value) == count and all(isinstance(v, types) and not isinstance(v, bool) for v in value)
-    _check(right, where, value, f"{count} numbers")
-    return tuple(value)
-
-
-def _refuse_code(data: Any, where: str) -> None:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            if key in CODE_KEYS:
-                raise refuse(
-                    "bundle.json names code to run; nothing of it was loaded.",
-                    found=f"the key '{key}'" + (f" in {where}" if where else ""),
-                    expected="data only: no class, function or module names",
-                    next_step="Do not use this bundle; ask its maker for one that holds data only.",
-                )
-            _refuse_code(value, f"{where}.{key}".lstrip("."))
-    elif isinstance(data, list):
-        for entry in data:
-            _refuse_code(entry, where)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"the number {name}")
-
-
-def _check(ok: bool, where: str, found: Any, expected: Any) -> None:
+def check(ok: bool, where: str, found: Any, expected: Any) -> None:
+    """Raises BundleError that names the key `where` unless `ok`."""
     if not ok:
         raise refuse(f"'{where}' in bundle.json cannot be used.", found=f"{found}", expected=f"{expected}")
 
 
 def _check_window(where: str, window: Sequence[float]) -> None:
-    _check(len(window) == 2 and window[0] < window[1], where, tuple(window), "low HU, high HU")
+    check(len(window) == 2 and window[0] < window[1], where, tuple(window), "low HU, high HU")
 
 
 def _check_names(where: str, found: Sequence[str], expected: Sequence[str]) -> None:

@@ -22,9 +22,9 @@ from VelvetMedLib.bundle.config import (
     WEIGHTS_FILE,
     BundleConfig,
     FileEntry,
-    parse,
     refuse,
 )
+from VelvetMedLib.bundle.reading import parse
 from VelvetMedLib.errors import VelvetMedError
 from VelvetMedLib.files import file_sha256
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from VelvetMedLib.bundle.config import CODE_KEYS, refuse
+from VelvetMedLib.bundle.config import refuse
+from VelvetMedLib.bundle.reading import CODE_KEYS
 from VelvetMedLib.files import read_json
 from VelvetMedLib.models.config import Settings
 from VelvetMedLib.reports import FindingRecord, ontology
