@@ -16,6 +16,7 @@ import pytest
 pytest_plugins = (
     "Testing.plugins.bundles",
     "Testing.plugins.colipri_bundles",
+    "Testing.plugins.fine_parts",
     "Testing.plugins.language",
     "Testing.plugins.postgres",
     "Testing.plugins.records",

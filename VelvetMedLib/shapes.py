@@ -19,3 +19,4 @@ Affine: TypeAlias = NDArray[np.float64]
 """4x4 matrix from voxel indices (i, j, k) to RAS millimetres."""
 Triple: TypeAlias = tuple[float, float, float]
 IntTriple: TypeAlias = tuple[int, int, int]
+FourNumbers: TypeAlias = tuple[float, float, float, float]

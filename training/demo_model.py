@@ -20,6 +20,7 @@ from commandline import add_seed, add_traceback, begin, carry_out, new_parser
 
 COUNTS = {
     "fine_steps": (3000, 500),
+    "verifier_steps": (3000, 500),
     "velvet_steps": (160, 40),
     "text_steps": (400, 80),
     "global_steps": (80, 20),
@@ -28,7 +29,7 @@ COUNTS = {
     "test_cases": (500, 60),
 }
 """Of a whole training (two hours planned, on two cores), and of one that shows where a change leads (a quarter of an hour planned)."""
-STAGES = ("fine", "encode", "velvet", "text", "global", "reader", "all")
+STAGES = ("fine", "encode", "verifier", "velvet", "text", "global", "reader", "all")
 NEEDED = ("sklearn", "jinja2")
 
 EXAMPLES = """  velvetmed cohort make --cases 2600 --seed 1 --out COHORT

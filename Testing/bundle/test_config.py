@@ -34,7 +34,7 @@ def edited(path: str, value: Any) -> str:
 
 def test_the_text_of_a_config_reads_back_as_the_same_config():
     entries = [FindingEntry(name=n, calibration=Calibration(slope=2, bias=-1)) for n in ontology().finding_names]
-    entries[1] = replace(entries[1], prevalence=0.25, evidence=(1.5, 0.0, -2.0))
+    entries[1] = replace(entries[1], prevalence=0.25, evidence=(1.0, 1.5, 0.0, -2.0))
     first = config(findings=tuple(entries))
     assert parse(first.to_json()) == first and first.to_json().count('"evidence"') == 1
 

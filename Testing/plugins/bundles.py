@@ -37,6 +37,7 @@ def tiny_model_config(vocab_size: int) -> Any:
     from VelvetMedLib.models.swin import SwinConfig
     from VelvetMedLib.models.tribert import TriBertConfig
     from VelvetMedLib.models.velvet import ModelConfig
+    from VelvetMedLib.models.verifier import LesionVerifierConfig
 
     return ModelConfig(
         swin=SwinConfig(embed_dim=16, depths=(1, 1, 1, 1)),
@@ -48,6 +49,7 @@ def tiny_model_config(vocab_size: int) -> Any:
         reader=ReaderConfig(top_channels=256, width=48, layers=1, heads=4, projection_dim=32),
         findings=FindingsHeadConfig(width=48),
         decoder=DecoderConfig(vocab_size=vocab_size, width=48, layers=1, heads=4, ffn=64, positions=96),
+        verifier=LesionVerifierConfig(width=16),
     )
 
 

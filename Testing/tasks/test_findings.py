@@ -37,16 +37,18 @@ def test_what_the_lesion_map_shows_weighs_beside_the_head_in_findings_of_that_ki
     memory = np.random.default_rng(0).normal(size=(6, random_bundle.model.findings.config.width)).astype(np.float32)
     encoding = SimpleNamespace(
         need_reading=lambda: SimpleNamespace(memory=memory, memory_mask=np.ones(6, bool)),
-        need_fine=lambda: SimpleNamespace(lesion_tokens=lesions),
+        need_fine=lambda: SimpleNamespace(lesion_tokens=lesions, lesion_logits=None),
     )
     weighing = tuple(
-        replace(entry, evidence=(10.0, 1.0, -0.5) if entry.name in ("lung_nodule", "liver_lesion", "cardiomegaly") else None)
+        replace(entry, evidence=(0.5, 10.0, 1.0, -0.5) if entry.name in ("lung_nodule", "liver_lesion", "cardiomegaly") else None)
         for entry in random_bundle.config.findings
     )
     plain = finding_logits(encoding, random_bundle)  # type: ignore[arg-type]
     weighed = finding_logits(encoding, replace(random_bundle, config=replace(random_bundle.config, findings=weighing)))  # type: ignore[arg-type]
-    expected = [10 * 0.9 + 2.0 - 0.5 * 2 if name == "lung_nodule" else 0.0 for name in ontology().finding_names]
-    assert weighed - plain == pytest.approx(expected, abs=1e-5)
+    half = ("lung_nodule", "liver_lesion", "cardiomegaly")
+    expected = [0.5 * z if name in half else z for name, z in zip(ontology().finding_names, plain, strict=True)]
+    expected[ontology().finding_names.index("lung_nodule")] += 10 * 0.9 + 2.0 - 0.5 * 2
+    assert weighed == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_nodule_has_side_site_size_count_and_a_link_inside_it(make_fine: Any):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from VelvetMedLib.tasks.tokens import (
     components,
     lesion_summary,
     lesion_tokens,
+    part_mask,
     region_tokens,
 )
 
@@ -138,6 +140,28 @@ def test_the_summary_of_lesion_tokens_is_what_their_places_say():
         slow[meta.channel] = max(m.max_prob for m in own), np.log1p(max(m.volume_ml for m in own)), len(own)
     assert slow.any() and lesion_summary(tokens) == pytest.approx(slow, rel=1e-6)
     assert not lesion_summary(np.zeros((0, LESION_SIZE), np.float32)).any()
+
+
+def test_the_summary_of_verified_tokens_takes_the_surest_part_of_each_kind_whatever_the_map_took_it_for():
+    tokens, metas = lesion_tokens(random_maps())
+    logits = np.random.default_rng(5).normal(0, 6, (len(metas), 17)).astype(np.float32)
+    found = lesion_summary(tokens, logits)
+    for kind in range(17):
+        surest = max(range(len(metas)), key=lambda n: logits[n, kind])
+        expected = sum(1 / (1 + math.exp(-min(max(float(z), -8.0), 8.0))) for z in logits[:, kind])
+        assert found[kind, 0] == pytest.approx(min(max(float(logits[surest, kind]), -8.0), 8.0))
+        assert found[kind, 2] == pytest.approx(math.log1p(expected))
+        if abs(logits[:, kind]).max() < 8:
+            assert found[kind, 1] == pytest.approx(math.log1p(metas[surest].volume_ml), rel=1e-5)
+    nothing = lesion_summary(np.zeros((0, LESION_SIZE), np.float32), np.zeros((0, 17), np.float32))
+    assert nothing.tolist() == [[-8.0, 0.0, 0.0]] * 17
+
+
+def test_the_mask_of_a_part_is_its_own_voxels_and_no_neighbours():
+    maps = random_maps()
+    for meta in lesion_tokens(maps)[1]:
+        mask = part_mask(maps.lesions_cxyz[meta.channel], meta, 128)
+        assert mask.sum() == meta.voxels and (maps.lesions_cxyz[meta.channel][meta.box_xyz][mask] >= 128).all()
 
 
 def test_the_border_is_the_edge_of_the_scan_and_not_of_the_crop():

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("sklearn")
 
 from demo.data import PreparedCase
-from demo.encodings import EncodedCase, Overlap, encode_cases
+from demo.encodings import EncodedCase, Overlap, encode_cases, part_truth
 from demo.fine import CropMaker, FineSettings, FineStage, class_shares
 from demo.global_stage import GlobalMaker, GlobalSettings, GlobalStage
 from demo.losses import said_term
@@ -26,7 +26,9 @@ from demo.reading import fit_standardisation
 from demo.stages import StoppedOnRequest, train_stage
 from demo.text_stage import ReadingHead, ReadingSettings, TextMaker, TextStage
 from demo.texts import TextSettings, TextSource, corpus, positive_weight
+from demo.verifier_stage import PartMaker, VerifierSettings, VerifierStage, true_kinds
 from pretraining.vocabulary import learn_vocabulary
+from safetensors.numpy import save_file
 
 from Testing.plugins.bundles import tiny_model_config
 from VelvetMedLib.engine.checkpoints import Checkpoints
@@ -60,6 +62,7 @@ FINE = watched(FineSettings(steps=STEPS, crop_voxels=(16, 16, 16)))
 READING = watched(ReadingSettings(steps=STEPS, text=TEXT))
 GLOBAL = watched(GlobalSettings(steps=STEPS, text=TEXT))
 READER = watched(ReaderSettings(steps=STEPS, text=TEXT))
+VERIFIER = watched(VerifierSettings(steps=STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,7 @@ def encoded(random_records: Callable[[np.random.Generator], Any]) -> list[Encode
 
     def case(n: int) -> EncodedCase:
         draw = np.random.default_rng(n)
+        parts = int(draw.integers(0, 4))
         none = Overlap(*(np.zeros(1, np.int64) for _ in range(3)))
         return EncodedCase(
             case_id=f"case{n}",
@@ -97,7 +101,9 @@ def encoded(random_records: Callable[[np.random.Generator], Any]) -> list[Encode
             cell_shares=draw.random((49, 4, 4, 4)).astype(np.float16),
             regions=draw.normal(size=(32, 77)).astype(np.float32),
             region_mask=draw.random(32) < 0.8,
-            lesions=draw.normal(size=(int(draw.integers(0, 4)), 108)).astype(np.float32),
+            lesions=draw.normal(size=(parts, 108)).astype(np.float32),
+            part_voxels=np.full(parts, 10, np.int32),
+            part_true=draw.integers(0, 5, (parts, 17)).astype(np.int32),
             organ_overlap=none,
             lesion_overlap=none,
             top=draw.normal(size=(256, 1, 1, 1)).astype(np.float32),
@@ -125,6 +131,10 @@ def make(prepared: list[PreparedCase], encoded: list[EncodedCase]) -> Callable[.
         if kind == "text":
             named = [(case.case_id, case) for case in encoded]
             return TextStage(model, positive_weight(encoded), settings), TextMaker(named, source, settings, SEED), names, model
+        if kind == "verifier":
+            assert model.verifier is not None
+            some = [case for case in encoded if len(case.lesions)]
+            return VerifierStage(model.verifier, settings), PartMaker(some), [case.case_id for case in some], model
         fit_standardisation(model, encoded)
         maker = ReaderMaker(encoded, source, SEED, lesion_features=108, positions=96)
         return ReaderStage(model, ReadingHead(model.config.projection_dim), encoded, source, settings), maker, names, model
@@ -172,7 +182,7 @@ def checkpoint(run: Path) -> dict[str, torch.Tensor]:
     return {f"{part}/{name}": value for part, tensors in found.parts.items() for name, value in tensors.items()}
 
 
-KINDS = [("fine", FINE), ("text", READING), ("global", GLOBAL), ("reader", READER)]
+KINDS = [("fine", FINE), ("text", READING), ("global", GLOBAL), ("reader", READER), ("verifier", VERIFIER)]
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS, ids=[kind for kind, _ in KINDS])
@@ -286,7 +296,7 @@ def test_encodings_of_another_fine_network_are_refused(make: Any, tmp_path: Path
         encode_cases(model, [], tmp_path, **where)
 
 
-@pytest.mark.parametrize(("kind", "settings"), KINDS[2:], ids=["global", "reader"])
+@pytest.mark.parametrize(("kind", "settings"), KINDS[2:], ids=["global", "reader", "verifier"])
 def test_two_micro_batches_sum_what_one_batch_sums_where_studies_are_not_compared(make: Any, kind: str, settings: Any) -> None:
     stage, maker, names, _ = make(kind, settings)
     stage.eval()  # dropout is drawn by micro-batch
@@ -314,11 +324,67 @@ def test_a_case_shows_the_same_in_whatever_company_it_is_drawn(make: Any) -> Non
             width = alone.excerpts.ids.shape[1]
             assert torch.equal(alone.excerpts.ids[0], together.excerpts.ids[1, :width])
             torch.testing.assert_close(alone.said_in_excerpts[0], together.said_in_excerpts[1], equal_nan=True)
+        elif kind == "verifier":
+            assert torch.equal(alone.tokens, together.tokens[-len(alone.tokens) :]) and torch.equal(alone.true, other.true)
         else:
             assert alone.group[0] == together.group[1]
             assert sorted(t.tolist() for _, ids, _ in alone.rows for t in ids.sum(1)) == sorted(
                 t.tolist() for owner, ids, _ in together.rows for t in ids[owner == 1].sum(1)
             )
+
+
+def test_the_loss_of_the_second_look_is_the_cross_entropy_of_every_part_and_kind(make: Any) -> None:
+    stage, maker, names, model = make("verifier", VERIFIER)
+    stage.eval()
+    batch = maker.batch(names[:6], 0)
+    cases = [maker.cases[name] for name in names[:6]]
+    slow = 0.0
+    for case in cases:
+        for token, voxels, true in zip(case.lesions, case.part_voxels, case.part_true, strict=True):
+            logits = model.verifier.double()(torch.from_numpy(token).double()).detach()
+            for kind in range(17):
+                p = 1 / (1 + math.exp(-float(logits[kind])))
+                slow -= math.log(p if true[kind] / voxels >= 0.2 else 1 - p)
+    model.verifier.float()
+    term = stage(batch, Context(seed=SEED, step=0)).losses["parts_loss"]
+    assert float(term.total.detach()) == pytest.approx(slow, rel=1e-5) and term.count == sum(17 * len(case.lesions) for case in cases)
+    assert len(batch) == 6 and 0.2 < float(torch.cat([true_kinds(case) for case in cases]).mean()) < 0.9
+
+
+def test_the_second_look_learns_which_parts_are_true(make: Any, tmp_path: Path) -> None:
+    settings = replace(VERIFIER, steps=120, optimiser=replace(VERIFIER.optimiser, learning_rate=1e-2))
+    stage, maker, names, model = make("verifier", settings)
+    for case in maker.cases.values():
+        case.part_true[:] = np.where(case.lesions[:, :1] > 0, 9, 0)
+    train_stage(stage, maker, names, tmp_path / "run", settings, seed=SEED)
+    with torch.no_grad():
+        right = [
+            ((model.verifier(torch.from_numpy(case.lesions)) > 0) == (true_kinds(case) > 0)).float().mean() for case in maker.cases.values()
+        ]
+    assert float(torch.stack(right).mean()) > 0.75
+
+
+def test_what_is_true_of_a_part_is_counted_in_its_own_voxels(make_fine: Any) -> None:
+    boxes = {
+        "lung_nodule": [((40, 44), (20, 23), (54, 56)), ((46, 48), (18, 20), (36, 38))],
+        "consolidation": [((40, 42), (20, 23), (54, 56))],
+    }
+    fine = make_fine(boxes)
+    bits = np.zeros(fine.organs_xyz.shape, np.uint32)
+    bits[43:60, 20:22, 54:60] |= 1  # two voxels by one by two of the first nodule
+    bits[40:41, 20:23, 54:55] |= 2
+    counts = part_truth(fine, bits, (0.5,) * 17)
+    assert [meta.channel for meta in fine.lesions] == [0, 1, 0]
+    expected = np.zeros((3, 17), np.int32)
+    expected[0, :2], expected[1, 1] = (4, 3), 3
+    assert np.array_equal(counts, expected)
+
+
+def test_kept_encodings_of_an_older_version_are_refused(make: Any, prepared: list[PreparedCase], tmp_path: Path) -> None:
+    _, _, _, model = make("fine", FINE)
+    save_file({"regions": np.zeros(1, np.float32)}, tmp_path / "case0.safetensors")
+    with pytest.raises(TrainingError, match="older version"):
+        encode_cases(model, prepared[:1], tmp_path, thresholds=[0.5] * 17, spacing_mm=4.0, processes=1)
 
 
 def test_an_excerpt_says_what_its_sentences_say_and_nothing_of_other_findings(encoded: list[EncodedCase]) -> None:

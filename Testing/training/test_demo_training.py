@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("sklearn")
 
 import demo_model
-from demo.calibrate import calibrate, fit_evidence
+from demo.calibrate import calibrate, fit_evidence, least_trust
 from demo.data import between, crop, nearest, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
@@ -235,14 +235,34 @@ def test_evidence_counts_where_it_ranks_unseen_cases_better_and_nowhere_else() -
     truth[::10] = np.nan
     known = np.isfinite(truth)
     weights, score = fit_evidence(logit, telling, truth)
-    assert weights is not None and weights[0] > 10 * max(map(abs, weights[1:])) / 2
+    assert weights is not None and weights[1] > 5 * max(map(abs, weights[2:])) and weights[0] > 0
     # Each score comes from weights that never met its case: near the final sum, and never on it.
-    final = logit + telling @ np.array(weights)
+    final = np.column_stack([logit, telling]) @ np.array(weights)
     assert np.corrcoef(score[known], final[known])[0, 1] > 0.9 and not np.isclose(score[known], final[known]).any()
     assert calibrate(score, truth).auroc > calibrate(logit, truth).auroc + 0.1
     for summary, target in ((idle, truth), (np.zeros((400, 3)), truth), (telling, np.where(known, 0.0, np.nan))):
         none, same = fit_evidence(logit, summary, target)
         assert none is None and np.array_equal(same, logit)
+
+
+def test_a_head_that_ranks_the_wrong_way_beside_the_map_weighs_nothing() -> None:
+    draw = np.random.default_rng(6)
+    truth = (np.arange(300) % 3 == 0).astype(float)
+    telling = draw.normal(size=(300, 3))
+    telling[:, 0] += 2 * truth
+    weights, score = fit_evidence(draw.normal(size=300) - truth, telling, truth)
+    assert weights is not None and weights[0] == 0 and weights[1] > 0.5 and calibrate(score, truth).auroc > 0.85
+
+
+def test_the_trust_that_is_asked_for_is_that_of_best_f1_over_parts_and_none_where_dropping_costs() -> None:
+    trust = np.array([0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.1, 0.1])
+    true = np.array([1, 1, 0, 1, 0, 0, 0, 0], bool)
+    least = least_trust(trust, true)
+    assert 0.3 < least <= 0.6
+    slow = {t: 2 * (true & (trust >= t)).sum() / ((trust >= t).sum() + true.sum()) for t in np.arange(0, 1, 0.05)}
+    assert slow[min(slow, key=lambda t: abs(t - least))] == max(slow.values())
+    assert least_trust(trust, np.ones(8, bool)) == 0 and least_trust(trust, np.zeros(8, bool)) == 0
+    assert least_trust(np.zeros(0), np.zeros(0, bool)) == 0
 
 
 def test_equal_scores_share_the_credit_of_recall() -> None:

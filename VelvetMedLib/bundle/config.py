@@ -11,7 +11,7 @@ from typing import Any
 
 from VelvetMedLib.errors import BundleError
 from VelvetMedLib.reports import ontology
-from VelvetMedLib.shapes import IntTriple, Triple
+from VelvetMedLib.shapes import FourNumbers, IntTriple, Triple
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -103,13 +103,18 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LesionEntry:
-    """One lesion channel and the probability from which a voxel counts as lesion."""
+    """One lesion channel and the probability from which a voxel counts as lesion.
+
+    least_trust: what the model's verifier must give a part of this channel, 0 to 1, for it to be kept; 0 drops none.
+    """
 
     name: str
     threshold: float = 0.5
+    least_trust: float = 0.0
 
     def __post_init__(self) -> None:
         check(0 < self.threshold <= 1, f"lesions[{self.name}].threshold", self.threshold, "a probability above 0 and at most 1")
+        check(0 <= self.least_trust < 1, f"lesions[{self.name}].least_trust", self.least_trust, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +135,8 @@ class FindingEntry:
 
     A calibrated probability from `threshold_present` on is present, below `threshold_absent` absent, between uncertain.
     prevalence: share of present among the cases that it was calibrated on; None where that is not known.
-    evidence: weights of what the lesion map shows of its kind (`tasks.tokens.lesion_summary`: highest probability, log(1 + ml) of the
-    largest part, number of parts), added to the head's logit before calibration; None: the head alone decides.
+    evidence: weights of the head's logit and of the three numbers by which the lesion map shows its kind (`tasks.tokens.lesion_summary`);
+    their sum is what is calibrated. None: the head's logit alone is.
     """
 
     name: str
@@ -141,12 +146,12 @@ class FindingEntry:
     threshold_absent: float = 0.35
     threshold_present: float = 0.65
     prevalence: float | None = None
-    evidence: Triple | None = None
+    evidence: FourNumbers | None = None
 
     def __post_init__(self) -> None:
         where = f"findings[{self.name}]"
-        weighed = self.evidence is None or (len(self.evidence) == 3 and all(map(math.isfinite, self.evidence)))
-        check(weighed, f"{where}.evidence", self.evidence, "three finite weights, or none")
+        weighed = self.evidence is None or (len(self.evidence) == 4 and all(map(math.isfinite, self.evidence)))
+        check(weighed, f"{where}.evidence", self.evidence, "four finite weights, or none")
         ordered = 0 <= self.threshold_absent <= self.threshold_present <= 1
         check(ordered, f"{where} thresholds", (self.threshold_absent, self.threshold_present), "0 <= absent <= present <= 1")
         known = self.prevalence is None or 0 <= self.prevalence <= 1
@@ -262,6 +267,9 @@ class BundleConfig:
             for name in ("prevalence", "evidence"):
                 if finding[name] is None:
                     del finding[name]
+        for lesion in data["lesions"]:
+            if lesion["least_trust"] == 0:
+                del lesion["least_trust"]
         return json.dumps({"format_version": data.pop("format_version"), **data}, indent=1, ensure_ascii=False)
 
 

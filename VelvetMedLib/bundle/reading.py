@@ -60,6 +60,7 @@ _OPTIONAL = {
     (BundleConfig, "zero_shot"),
     (FindingEntry, "prevalence"),
     (FindingEntry, "evidence"),
+    (LesionEntry, "least_trust"),
     *((ViewsConfig, name) for name in ("global", "fine", "crop", "windowed")),
 }
 """Keys that not every family has, or that bundles of older versions lack; `parse` asks for the views that a family needs."""
@@ -128,7 +129,7 @@ def _numbers(value: Any, kind: str, where: str) -> Any:
     check(isinstance(value, list), where, type(value).__name__, "a list of numbers")
     if kind.startswith("tuple[tuple"):
         return tuple(_numbers(v, "tuple[float, float]", where) for v in value)
-    count = {"IntTriple": 3, "Triple": 3, "Triple | None": 3}.get(kind, 2)
+    count = {"IntTriple": 3, "Triple": 3, "FourNumbers | None": 4}.get(kind, 2)
     types = (int,) if kind == "IntTriple" else (int, float)
     right = len(value) == count and all(isinstance(v, types) and not isinstance(v, bool) for v in value)
     check(right, where, value, f"{count} numbers")

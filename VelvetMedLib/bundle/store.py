@@ -59,7 +59,8 @@ class Bundle:
     def encoding_key(self) -> str:
         """Hash of what an Encoding depends on: weights, preprocessing, lesion thresholds. Two bundles that agree may share encodings."""
         views = json.loads(self.config.to_json())["views"]
-        relevant = {"weights": self.weights_sha256, "views": views, "lesions": self.config.lesion_thresholds}
+        lesions = [x.threshold if x.least_trust == 0 else (x.threshold, x.least_trust) for x in self.config.lesions]
+        relevant = {"weights": self.weights_sha256, "views": views, "lesions": lesions}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

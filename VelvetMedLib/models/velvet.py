@@ -20,6 +20,7 @@ from VelvetMedLib.models.spacing import SpacingToken
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
 from VelvetMedLib.models.text import TextLayout
 from VelvetMedLib.models.tribert import TriBert, TriBertConfig
+from VelvetMedLib.models.verifier import LesionVerifier, LesionVerifierConfig
 
 Level: TypeAlias = Literal["report", "sentence", "word"]
 LEVELS: tuple[Level, ...] = ("report", "sentence", "word")
@@ -44,6 +45,7 @@ class ModelConfig(Settings):
     reader: ReaderConfig | None = None
     findings: FindingsHeadConfig | None = None
     decoder: DecoderConfig | None = None
+    verifier: LesionVerifierConfig | None = None
     match: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +64,9 @@ class ModelConfig(Settings):
             self.require(self.reader is not None and memory == self.reader.width, "decoder", "a reader as wide as the decoder's memory")
             same = self.decoder.vocab_size == self.tribert.vocab_size
             self.require(same, "decoder", f"vocab_size {self.tribert.vocab_size}, as the text encoder's")
+        if self.verifier is not None:
+            same = self.fine is not None and self.verifier.lesions == self.fine.lesions
+            self.require(same, "verifier", "as many kinds as the fine network's lesion channels")
         self.require(not self.match or self.tribert.fusion_layers > 0, "match", "False, or a tribert with fusion layers")
 
 
@@ -101,6 +106,7 @@ class VelvetModel(nn.Module):
         self.reader = StudyReader(config.reader) if config.reader is not None else None
         self.findings = FindingsHead(config.findings) if config.findings is not None else None
         self.decoder = CausalDecoder(config.decoder) if config.decoder is not None else None
+        self.verifier = LesionVerifier(config.verifier) if config.verifier is not None else None
         self.match = MatchHead(text_width) if config.match else None
 
     def encode_global(self, x: Tensor, view_spacing_mm: Tensor) -> GlobalFeatures:

@@ -20,6 +20,7 @@ from VelvetMedLib.tasks.precision import choose_precision
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
 from VelvetMedLib.tasks.sweep import need_network, sweep
 from VelvetMedLib.tasks.tokens import lesion_tokens, region_tokens
+from VelvetMedLib.tasks.verification import verified
 from VelvetMedLib.tasks.views import FineView, fine_view, global_view
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def fine_part(
     *,
     cleaning: bool = True,
 ) -> FinePart:
-    """What a sweep left behind, cleaned (in place) and pooled into tokens. Training makes its tokens through this, too."""
+    """What a sweep left behind, cleaned (in place), pooled into tokens and looked at again. Training makes its tokens through this, too."""
     thresholds = bundle.config.lesion_thresholds
     labels, cleaned = clean(organs, lesions, view.grid, thresholds) if cleaning else (organs.labels_xyz(), None)
     part = FinePart(
@@ -155,7 +156,8 @@ def fine_part(
     maps = fine_maps(part, features)
     regions, mask = region_tokens(maps, thresholds)
     tokens, metas = lesion_tokens(maps, thresholds)
-    return replace(part, region_tokens=regions, region_mask=mask, lesion_tokens=tokens, lesions=metas)
+    part = replace(part, region_tokens=regions, region_mask=mask, lesion_tokens=tokens, lesions=metas)
+    return verified(part, bundle, cleaning=cleaning)
 
 
 def _global_part(view: FineView, bundle: Bundle) -> GlobalPart:

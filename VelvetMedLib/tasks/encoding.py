@@ -40,8 +40,9 @@ class FinePart:
     """The fine sweep's result on its own axis-aligned RAS grid; (x, y, z) order.
 
     organs_xyz: labels 0..32. organ_maps: their probabilities; only in memory. lesions_cxyz: [17, X, Y, Z] quantised.
-    region_tokens [32, 77] with mask; lesion_tokens [N, 108] with `lesions`. cleaned: ml that each rule of `cleaning.RULES`
-    changed; None where the maps are as the network gave them.
+    region_tokens [32, 77] with mask; lesion_tokens [N, 108]; lesion_logits [N, 17] of the bundle's verifier, where it has one. lesions:
+    where the tokens come from, without those that the second look dropped. cleaned: ml that each rule of `cleaning.RULES` and
+    `verification.DOUBTED` changed; None where the maps are as the network gave them.
     """
 
     grid: Grid
@@ -55,6 +56,7 @@ class FinePart:
     region_mask: NDArray[np.bool_]
     lesion_tokens: NDArray[np.float32]
     lesions: tuple[LesionMeta, ...]
+    lesion_logits: NDArray[np.float32] | None = None
     cleaned: Mapping[str, float] | None = None
 
     @property
@@ -189,6 +191,8 @@ def _whole(encoding: Encoding) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]
         "study": reading.study,
         "region_vectors": reading.region_vectors,
     }
+    if fine.lesion_logits is not None:
+        tensors["lesion_logits"] = fine.lesion_logits
     facts: dict[str, Any] = {
         "fine_grid": _grid_json(fine.grid),
         "body_box_ras": [np.asarray(corner).tolist() for corner in fine.body_box_ras],
@@ -262,6 +266,7 @@ def _assemble(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
         region_tokens=t["region_tokens"],
         region_mask=t["region_mask"].astype(bool),
         lesion_tokens=t["lesion_tokens"],
+        lesion_logits=t.get("lesion_logits"),
         lesions=tuple(LesionMeta.from_dict(m) for m in facts["lesions"]),
         cleaned=facts.get("cleaned"),
     )

@@ -17,7 +17,7 @@ from VelvetMedLib.reports import LUNG_LOBES, Finding, Side, ontology
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.cleaning import spine_r_mm
 from VelvetMedLib.tasks.encoding import FinePart
-from VelvetMedLib.tasks.tokens import LesionMeta, border_shell, components, threshold_bytes
+from VelvetMedLib.tasks.tokens import LesionMeta, border_shell, part_mask, threshold_bytes
 
 TYPICAL_ML = {
     # ICRP Publication 89 (2002), reference woman, the smaller of the two adults: grams read as millilitres (5 % too many at most).
@@ -154,15 +154,7 @@ class Evidence:
         return self._components[channel]
 
     def _component(self, meta: LesionMeta) -> Component:
-        box = tuple(slice(a, b) for a, b in zip(meta.first_xyz, meta.stop_xyz, strict=True))
-        hit = self.fine.lesions_cxyz[meta.channel][box] >= self._lowest[meta.channel]
-        seed = tuple(s - a for s, a in zip(meta.seed_xyz, meta.first_xyz, strict=True))
-        mask = np.zeros(hit.shape, bool)
-        for place, part in components(hit):
-            local = tuple(s - p.start for s, p in zip(seed, place, strict=True))
-            if all(0 <= n < size for n, size in zip(local, part.shape, strict=True)) and part[local]:
-                mask[place] = part
-                break
+        mask = part_mask(self.fine.lesions_cxyz[meta.channel], meta, int(self._lowest[meta.channel]))
         axes = measure.axial_axes(mask.transpose(2, 1, 0), self._crop_grid(meta.first_xyz, mask.shape))
         home = self._home(meta, mask)
         side: Side = "left" if meta.center_ras_mm[0] < self.midline_mm else "right"

@@ -33,6 +33,8 @@ from VelvetMedLib.tasks.tokens import lesion_summary
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
+HEAD_ALONE = (1.0, 0.0, 0.0, 0.0)
+"""Weights of a finding whose logit is the head's."""
 UNMEASURED = {"height_loss_fraction": "no measurement of the height decides this: the model alone says so"}
 """Quantities that no measurement on the fine view gives, and what is said beside the finding instead."""
 
@@ -54,17 +56,18 @@ def finding_logits(encoding: Encoding, bundle: Bundle) -> NDArray[np.float64]:
         memory = torch.from_numpy(reading.memory)[None].to(bundle.device)
         mask = torch.from_numpy(reading.memory_mask)[None].to(bundle.device)
         logits: NDArray[np.float64] = head(memory, mask)[0].double().cpu().numpy()
-    weights = np.array([bundle.config.finding(name).evidence or (0.0, 0.0, 0.0) for name in ontology().finding_names])
-    return with_evidence(logits[None], lesion_summary(encoding.need_fine().lesion_tokens)[None], weights)[0]
+    fine = encoding.need_fine()
+    weights = np.array([bundle.config.finding(name).evidence or HEAD_ALONE for name in ontology().finding_names])
+    return with_evidence(logits[None], lesion_summary(fine.lesion_tokens, fine.lesion_logits)[None], weights)[0]
 
 
 def with_evidence(logits: NDArray[np.float64], summaries: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits [N, findings] and the weighed evidence of each finding's kind of lesion. summaries: [N, channels, 3] of
-    `tokens.lesion_summary`; weights: [findings, 3]."""
-    total = logits.copy()
+    """Weighed sums of the logits [N, findings] and of the evidence of each finding's kind of lesion. summaries: [N, channels, 3] of
+    `tokens.lesion_summary`; weights: [findings, 4], the logit's first."""
+    total = logits * weights[:, 0]
     for column, finding in enumerate(ontology().findings):
         if finding.lesion is not None:
-            total[:, column] += summaries[:, ontology().lesion(finding.lesion).channel] @ weights[column]
+            total[:, column] += summaries[:, ontology().lesion(finding.lesion).channel] @ weights[column, 1:]
     return total
 
 

@@ -28,6 +28,8 @@ REGION_SIZE = FEATURES + 12 + CHANNELS
 LESION_SIZE = FEATURES + CHANNELS + 11 + STRUCTURES
 LOG_ML, HIGHEST = 6, 7
 """Among the scalars of a lesion token, behind features and channel: log(1 + ml), highest probability."""
+SUREST = 8.0
+"""Logit of the verifier beyond which nothing is surer."""
 MOST_LESIONS = 32
 DEFAULT_THRESHOLD = 0.5
 EMPHYSEMA_HU = -950.0
@@ -51,6 +53,13 @@ class LesionMeta:
     touches_border: bool
     structure: int
     """Label of the structure that holds most of it, 0 if none."""
+    trust: float | None = None
+    """How far the bundle's verifier believes that it is of its kind, 0 to 1; None where nothing looked twice."""
+
+    @property
+    def box_xyz(self) -> tuple[slice, ...]:
+        """Its box in the arrays of the fine grid."""
+        return tuple(slice(a, b) for a, b in zip(self.first_xyz, self.stop_xyz, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -298,16 +307,41 @@ def _int_triple(values: NDArray[Any]) -> IntTriple:
     return int(values[0]), int(values[1]), int(values[2])
 
 
-def lesion_summary(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[17, 3] from lesion tokens [N, 108]: of each channel the highest probability, log(1 + ml) of the largest part, the number of
-    parts; zeros where the map shows none."""
+def lesion_summary(tokens: NDArray[np.float32], verified: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+    """[17, 3]: what the lesion tokens [N, 108] and the verifier's logits [N, 17] show of each kind.
+
+    The highest logit among all parts, whatever the map takes them for, within +-8; log(1 + ml) of the part that has it; log(1 + the
+    number of parts that is to be expected). -8 and zeros where the map shows nothing. Without a verifier: the highest probability of the
+    channel, log(1 + ml) of its largest part, the number of its parts.
+    """
     summary = np.zeros((CHANNELS, 3))
     kind, scalars = tokens[:, FEATURES : FEATURES + CHANNELS], tokens[:, FEATURES + CHANNELS :]
+    if verified is not None:
+        summary[:, 0] = -SUREST
+        if len(tokens):
+            sure = np.clip(verified.astype(np.float64), -SUREST, SUREST)
+            summary[:, 0] = sure.max(0)
+            summary[:, 1] = scalars[sure.argmax(0), LOG_ML]
+            summary[:, 2] = np.log1p((1 / (1 + np.exp(-sure))).sum(0))
+        return summary
     for channel in range(CHANNELS):
         own = scalars[kind[:, channel] > 0]
         if len(own):
             summary[channel] = own[:, HIGHEST].max(), own[:, LOG_ML].max(), len(own)
     return summary
+
+
+def part_mask(lesion_xyz: NDArray[np.uint8], meta: LesionMeta, lowest: int) -> NDArray[np.bool_]:
+    """The voxels of one part within its box. lesion_xyz: the map of its channel; lowest: value that counts as lesion."""
+    hit = lesion_xyz[meta.box_xyz] >= lowest
+    seed = tuple(s - a for s, a in zip(meta.seed_xyz, meta.first_xyz, strict=True))
+    mask = np.zeros(hit.shape, bool)
+    for place, part in components(hit):
+        local = tuple(s - p.start for s, p in zip(seed, place, strict=True))
+        if all(0 <= n < size for n, size in zip(local, part.shape, strict=True)) and part[local]:
+            mask[place] = part
+            break
+    return mask
 
 
 def lesion_tokens(

@@ -11,15 +11,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from VelvetMedLib.evaluation.probe import auroc_interval
-from VelvetMedLib.shapes import Triple
+from VelvetMedLib.shapes import FourNumbers
 
 MINIMUM_POSITIVES = 12
 CHANCE_MARGIN = 0.60
 """A finding is assessed only if the lower end of its 95 % interval of AUROC on validation is above this."""
 
 
-LEAST_SHARE = 0.05
-"""Of the largest standardised weight, which the head's own must have for evidence to be weighed in its units."""
 LEAST_SLOPE = 1e-4
 """A slope above zero that moves no probability: a bundle's slopes are positive."""
 FALSE_CALLS = 0.05
@@ -33,12 +31,13 @@ PRIOR = 0.3
 
 def fit_evidence(
     logit: NDArray[np.float64], summary: NDArray[np.float64], truth: NDArray[np.float64]
-) -> tuple[Triple | None, NDArray[np.float64]]:
-    """Weights of a kind of lesion's evidence beside the logit, and the score to calibrate: for each case of validation the sum that
+) -> tuple[FourNumbers | None, NDArray[np.float64]]:
+    """Weights of the logit and of a kind of lesion's evidence, and the score to calibrate: for each case of validation the sum that
     the other folds' weights give. (None, the logit) where these sums do not rank better.
 
-    The head reads tokens that it has met in training; how far it is to be trusted beside the plain map, only other cases tell.
-    logit: [N]. summary: [N, 3]. truth: as in `calibrate`.
+    The head reads tokens that it has met in training; how far it is to be trusted beside the lesion map, only other cases tell. A
+    head that ranks the wrong way beside it weighs nothing.
+    logit: [N]. summary: [N, 3] of `tokens.lesion_summary`. truth: as in `calibrate`.
     """
     known = np.isfinite(truth)
     label = truth[known] > 0.5
@@ -47,24 +46,39 @@ def fit_evidence(
     columns = np.column_stack([logit, summary])
     score = logit.copy()
     for others, held in StratifiedKFold(FOLDS).split(columns[known], label):
-        weights = _weights(columns[known][others], label[others])
-        if weights is None:
-            return None, logit
-        score[np.flatnonzero(known)[held]] += columns[known][held][:, 1:] @ weights
-    weights = _weights(columns[known], label)
-    if weights is None or roc_auc_score(label, score[known]) <= roc_auc_score(label, logit[known]):
+        score[np.flatnonzero(known)[held]] = columns[known][held] @ _weights(columns[known][others], label[others])
+    if roc_auc_score(label, score[known]) <= roc_auc_score(label, logit[known]):
         return None, logit
-    score[~known] += columns[~known][:, 1:] @ weights
-    first, second, third = (round(float(w), 5) for w in weights)
-    return (first, second, third), score
+    weights = _weights(columns[known], label)
+    score[~known] = columns[~known] @ weights
+    head, first, second, third = (round(float(w), 5) for w in weights)
+    return (head, first, second, third), score
 
 
-def _weights(columns: NDArray[np.float64], label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Weights of the later columns in units of the first; None where the first ranks nothing beside them."""
-    spread = columns.std(0)
-    fit = LogisticRegression(C=PRIOR).fit((columns - columns.mean(0)) / np.where(spread > 0, spread, 1.0), label)
-    weights = fit.coef_[0] / np.where(spread > 0, spread, 1.0)
-    return None if fit.coef_[0][0] < LEAST_SHARE * np.abs(fit.coef_[0]).max() else weights[1:] / weights[0]
+def _weights(columns: NDArray[np.float64], label: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Log-odds per unit of each column; none of the first where it would count against the finding."""
+    spread = np.where(columns.std(0) > 0, columns.std(0), 1.0)
+    standard = (columns - columns.mean(0)) / spread
+    weights = LogisticRegression(C=PRIOR).fit(standard, label).coef_[0]
+    if weights[0] < 0:
+        weights = np.r_[0.0, LogisticRegression(C=PRIOR).fit(standard[:, 1:], label).coef_[0]]
+    return np.asarray(weights / spread)
+
+
+TRUSTS = tuple(n / 100 for n in range(5, 100, 5))
+"""How much trust may be asked for in a part of a lesion map."""
+
+
+def least_trust(trust: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
+    """The trust to ask for in a kind's parts: of best F1 over the parts of validation, 0 where dropping any of them costs more than it
+    saves. trust, true: [N]."""
+
+    def f1(least: float) -> float:
+        kept = trust >= least
+        return 2 * float((kept & true).sum()) / max(1.0, float(kept.sum() + true.sum()))
+
+    best = max(TRUSTS, key=f1)
+    return best if f1(best) > f1(0.0) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the finished fine network makes of every case, kept on disk: tokens, the global view, and how well it segmented."""
+"""What the finished fine network makes of every case, kept on disk: tokens, what is true of them, global view, how well it segmented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from VelvetMedLib.files import write_json
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import FindingRecord, ontology
 from VelvetMedLib.tasks.encoder import fine_part
+from VelvetMedLib.tasks.encoding import FinePart
 from VelvetMedLib.tasks.sweep import sweep
+from VelvetMedLib.tasks.tokens import part_mask, threshold_bytes
 from VelvetMedLib.tasks.views import FineView, GlobalView, fine_view, global_view
 
 STRUCTURES = len(ontology().structures)
@@ -54,6 +56,7 @@ class EncodedCase:
     """One case as the reader sees it. regions [32, 77]; lesions [N, 108]; global_view [64, 64, 64] in 0..1.
 
     cell_shares [32 + 17, 8, 8, 8]: how much of each cell of the global view truly belongs to each structure and lesion.
+    part_voxels [N], part_true [N, 17]: voxels of each part of the lesion maps, and how many of them truly are of each kind.
     """
 
     case_id: str
@@ -65,6 +68,8 @@ class EncodedCase:
     regions: NDArray[np.float32]
     region_mask: NDArray[np.bool_]
     lesions: NDArray[np.float32]
+    part_voxels: NDArray[np.int32]
+    part_true: NDArray[np.int32]
     organ_overlap: Overlap
     lesion_overlap: Overlap
     top: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -133,6 +138,16 @@ def cell_shares(
     return (np.stack(shares) / np.maximum(voxels, 1)).reshape(-1, CELLS, CELLS, CELLS).astype(np.float16)
 
 
+def part_truth(part: FinePart, bits: NDArray[np.uint32], thresholds: tuple[float, ...]) -> NDArray[np.int32]:
+    """[N, 17]: how many voxels of each part of the lesion maps truly are of each kind. bits: truth on the fine grid."""
+    lowest = threshold_bytes(thresholds)
+    counts = np.zeros((len(part.lesions), LESION_CHANNELS), np.int32)
+    for row, meta in zip(counts, part.lesions, strict=True):
+        own = bits[meta.box_xyz][part_mask(part.lesions_cxyz[meta.channel], meta, int(lowest[meta.channel]))]
+        row[:] = [np.count_nonzero(own >> np.uint32(c) & np.uint32(1)) for c in range(LESION_CHANNELS)]
+    return counts
+
+
 def _threshold_counts(model: VelvetModel, cases: list[PreparedCase], spacing_mm: float) -> NDArray[np.int64]:
     """[thresholds, channels, 3] voxel counts (truth, predicted, both)."""
     counts = np.zeros((len(THRESHOLD_GRID), LESION_CHANNELS, 3), np.int64)
@@ -196,6 +211,8 @@ def _encode_one(case: PreparedCase) -> None:
         "regions": part.region_tokens,
         "region_mask": part.region_mask.astype(np.uint8),
         "lesions": part.lesion_tokens,
+        "part_voxels": np.array([meta.voxels for meta in part.lesions], np.int32),
+        "part_true": part_truth(part, bits, bundle.config.lesion_thresholds),
         "organ_overlap": np.stack([on_organs.truth, on_organs.predicted, on_organs.both]),
         "lesion_overlap": np.stack([on_lesions.truth, on_lesions.predicted, on_lesions.both]),
     }
@@ -259,6 +276,13 @@ def _same_weights(now: dict[str, torch.Tensor], then: dict[str, torch.Tensor]) -
 
 def _read(case: PreparedCase, folder: Path) -> EncodedCase:
     stored = load_file(folder / f"{case.case_id}.safetensors")
+    if "part_true" not in stored:
+        raise TrainingError(
+            "The kept encodings were made by an older version of this program.",
+            found=f"no 'part_true' in {case.case_id}.safetensors",
+            expected="what is true of each part of the lesion maps",
+            next_step="Remove the folders 'encoded' and 'held_out' of the run and call the same line again, or give another --run.",
+        )
     return EncodedCase(
         case_id=case.case_id,
         split=case.split,
@@ -269,6 +293,8 @@ def _read(case: PreparedCase, folder: Path) -> EncodedCase:
         regions=stored["regions"],
         region_mask=stored["region_mask"].astype(bool),
         lesions=stored["lesions"],
+        part_voxels=stored["part_voxels"],
+        part_true=stored["part_true"],
         organ_overlap=Overlap(*stored["organ_overlap"]),
         lesion_overlap=Overlap(*stored["lesion_overlap"]),
     )

@@ -48,6 +48,11 @@ def keep_top_maps(model: VelvetModel, cases: Sequence[EncodedCase], *, batch: in
             case.top = top
 
 
+def inverse_spread(value: NDArray[np.float64]) -> Tensor:
+    """1 / value. What never varies carries nothing; its scale must not blow up rounding noise: 0."""
+    return torch.from_numpy(np.where(value > 1e-4, 1 / np.maximum(value, 1e-4), 0.0)).float()
+
+
 def fit_standardisation(model: VelvetModel, cases: Sequence[EncodedCase]) -> None:
     """Mean and inverse spread of the raw tokens over the training cases, into the reader's buffers."""
     assert model.reader is not None
@@ -58,27 +63,24 @@ def fit_standardisation(model: VelvetModel, cases: Sequence[EncodedCase]) -> Non
     spread = np.sqrt(((regions - mean) ** 2 * mask).sum(0) / count)
     lesions = np.concatenate([case.lesions for case in cases if len(case.lesions)]).astype(np.float64)
 
-    def inverse(value: NDArray[np.float64]) -> Tensor:
-        # What never varies carries nothing; its scale must not blow up rounding noise.
-        return torch.from_numpy(np.where(value > 1e-4, 1 / np.maximum(value, 1e-4), 0.0)).float()
-
     model.reader.region_mean.copy_(torch.from_numpy(mean).float())
-    model.reader.region_scale.copy_(inverse(spread))
+    model.reader.region_scale.copy_(inverse_spread(spread))
     model.reader.lesion_mean.copy_(torch.from_numpy(lesions.mean(0)).float())
-    model.reader.lesion_scale.copy_(inverse(lesions.std(0)))
+    model.reader.lesion_scale.copy_(inverse_spread(lesions.std(0)))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Outputs of the finished model on kept tokens. finding_logits [N, F]; study [N, D]."""
+    """Outputs of the finished model on kept tokens. finding_logits [N, F]; study [N, D]; verified: of each case's parts, [parts, kinds]."""
 
     finding_logits: NDArray[np.float64]
     study: NDArray[np.float32]
+    verified: tuple[NDArray[np.float32], ...]
 
 
 @torch.no_grad()
 def read_all(model: VelvetModel, cases: Sequence[EncodedCase], *, batch: int = 64) -> Reading:
-    assert model.reader is not None and model.findings is not None
+    assert model.reader is not None and model.findings is not None and model.verifier is not None
     model.eval()
     logits, study = [], []
     for start in range(0, len(cases), batch):
@@ -86,4 +88,5 @@ def read_all(model: VelvetModel, cases: Sequence[EncodedCase], *, batch: int = 6
         read = model.reader(*reader_input(part, model.reader.config.lesion_features))
         logits.append(model.findings(read.memory, read.memory_mask).double().numpy())
         study.append(read.study.float().numpy())
-    return Reading(np.concatenate(logits), np.concatenate(study))
+    verified = tuple(model.verifier(torch.from_numpy(case.lesions)).numpy() for case in cases)
+    return Reading(np.concatenate(logits), np.concatenate(study), verified)

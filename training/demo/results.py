@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from demo.calibrate import FindingCalibration, calibrate, fit_evidence
+from demo.calibrate import FindingCalibration, calibrate, fit_evidence, least_trust
 from demo.card import model_card
-from demo.data import PreparedCase
+from demo.data import LESION_CHANNELS, PreparedCase
 from demo.encodings import EncodedCase, Overlap, lesion_thresholds
 from demo.losses import words_term
 from demo.reading import Reading, read_all, reader_input
 from demo.sample import dice_on_sample
 from demo.texts import TextSettings, TextSource, finding_targets
+from demo.verifier_stage import true_kinds
 from VelvetMedLib.bundle import save_bundle
 from VelvetMedLib.bundle.config import BundleConfig, Calibration, FindingEntry, LesionEntry
 from VelvetMedLib.evaluation import findings
@@ -31,11 +32,11 @@ from VelvetMedLib.files import write_json
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import VelvetModel
 from VelvetMedLib.reports import HELD_OUT_STYLE, make_questions, ontology, parse_report
-from VelvetMedLib.shapes import Triple
-from VelvetMedLib.tasks.findings import with_evidence
+from VelvetMedLib.shapes import FourNumbers
+from VelvetMedLib.tasks.findings import HEAD_ALONE, with_evidence
 from VelvetMedLib.tasks.prompts import answer_prefix
 from VelvetMedLib.tasks.statements import log_ratios, stated
-from VelvetMedLib.tasks.tokens import lesion_summary
+from VelvetMedLib.tasks.tokens import FEATURES, lesion_summary
 
 TRAINING_DATA = (
     "Synthetic cases only, made by this project's generator from one label atlas. The atlas and part of the texture come from one real "
@@ -48,13 +49,13 @@ INTENDED_USE = (
 
 def evidence_and_scores(
     reading: Reading, cases: list[EncodedCase], targets: NDArray[np.float64]
-) -> tuple[list[Triple | None], NDArray[np.float64]]:
-    """By finding, the weights of what the lesion map shows, and the scores [cases, findings] to calibrate (`fit_evidence`)."""
-    summaries = np.stack([lesion_summary(case.lesions) for case in cases])
-    weights: list[Triple | None] = []
+) -> tuple[list[FourNumbers | None], NDArray[np.float64]]:
+    """By finding, the weights of head and lesion map, and the scores [cases, findings] to calibrate (`fit_evidence`)."""
+    summaries = _summaries(reading, cases)
+    weights: list[FourNumbers | None] = []
     scores = reading.finding_logits.copy()
     for column, finding in enumerate(ontology().findings):
-        own: Triple | None = None
+        own: FourNumbers | None = None
         if finding.lesion is not None:
             shown = summaries[:, ontology().lesion(finding.lesion).channel]
             own, scores[:, column] = fit_evidence(scores[:, column], shown, targets[:, column])
@@ -62,11 +63,41 @@ def evidence_and_scores(
     return weights, scores
 
 
-def weighed(reading: Reading, cases: list[EncodedCase], evidence: list[Triple | None]) -> Reading:
+def weighed(reading: Reading, cases: list[EncodedCase], evidence: list[FourNumbers | None]) -> Reading:
     """With the logits as the bundle will give them."""
-    summaries = np.stack([lesion_summary(case.lesions) for case in cases])
-    weights = np.array([own or (0.0, 0.0, 0.0) for own in evidence])
-    return replace(reading, finding_logits=with_evidence(reading.finding_logits, summaries, weights))
+    weights = np.array([own or HEAD_ALONE for own in evidence])
+    return replace(reading, finding_logits=with_evidence(reading.finding_logits, _summaries(reading, cases), weights))
+
+
+def _summaries(reading: Reading, cases: list[EncodedCase]) -> NDArray[np.float64]:
+    return np.stack([lesion_summary(case.lesions, verified) for case, verified in zip(cases, reading.verified, strict=True)])
+
+
+def trust_to_ask(reading: Reading, cases: list[EncodedCase]) -> list[float]:
+    """By kind of lesion, what its parts must be given to be kept (`least_trust`)."""
+    kind = np.concatenate([_kinds(case) for case in cases])
+    trust = 1 / (1 + np.exp(-np.concatenate(reading.verified).astype(np.float64)))
+    true = np.concatenate([true_kinds(case).numpy() for case in cases]) > 0
+    return [least_trust(trust[kind == c, c], true[kind == c, c]) for c in range(LESION_CHANNELS)]
+
+
+def _kinds(case: EncodedCase) -> NDArray[np.int64]:
+    """[N]: the channel of each part of the lesion maps."""
+    return np.asarray(case.lesions[:, FEATURES : FEATURES + LESION_CHANNELS].argmax(1))
+
+
+def doubted(cases: list[EncodedCase], reading: Reading, asked: list[float]) -> list[EncodedCase]:
+    """The cases with the overlap of their lesion maps as it is once the parts that are doubted are dropped (`tasks.verification`)."""
+    out = []
+    for case, logits in zip(cases, reading.verified, strict=True):
+        kind, overlap = _kinds(case), case.lesion_overlap
+        predicted, both = overlap.predicted.copy(), overlap.both.copy()
+        for channel in np.flatnonzero(asked):
+            own = kind == channel
+            own[own] = 1 / (1 + np.exp(-logits[own, channel].astype(np.float64))) >= asked[channel]
+            predicted[channel], both[channel] = case.part_voxels[own].sum(), case.part_true[own, channel].sum()
+        out.append(replace(case, lesion_overlap=Overlap(overlap.truth, predicted, both)))
+    return out
 
 
 def dice_table(cases: list[EncodedCase]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -234,11 +265,13 @@ def finish(
     model.eval()
     tokenizer = ReportTokenizer(tokenizer_file)
     targets = finding_targets(of_split["val"]).double().numpy()
-    evidence, scores = evidence_and_scores(read_all(model, of_split["val"]), of_split["val"], targets)
+    on_val = read_all(model, of_split["val"])
+    evidence, scores = evidence_and_scores(on_val, of_split["val"], targets)
+    asked = trust_to_ask(on_val, of_split["val"])
     calibrations = [calibrate(score, target) for score, target in zip(scores.T, targets.T, strict=True)]
     test = of_split["test"]
     on_test = weighed(read_all(model, test), test, evidence)
-    organs, lesions = dice_table(test)
+    organs, lesions = dice_table(doubted(test, on_test, asked))
     table = called(test, on_test, calibrations)
     results: dict[str, Any] = {
         "cases": {split: len(part) for split, part in of_split.items()} | {"train_fine": sum(case.split == "train" for case in cases)},
@@ -258,7 +291,7 @@ def finish(
     }
     config = BundleConfig(
         id="demo",
-        version="3",
+        version="4",
         recipe="demo (VELVET-Med pre-training in its tiny setting, then heads trained with labels)",
         licence="Apache-2.0; derived from LIDC-IDRI-0001 (CC BY 3.0), attribution in MODEL_CARD.md",
         training_data=TRAINING_DATA,
@@ -266,7 +299,8 @@ def finish(
         architecture=model.config.to_dict(),
         aligned_levels=("report",),
         lesions=tuple(
-            LesionEntry(name=x.name, threshold=t) for x, t in zip(ontology().lesions, lesion_thresholds(run / "thresholds"), strict=True)
+            LesionEntry(name=x.name, threshold=t, least_trust=least)
+            for x, t, least in zip(ontology().lesions, lesion_thresholds(run / "thresholds"), asked, strict=True)
         ),
         findings=tuple(
             FindingEntry(

@@ -20,6 +20,7 @@ from demo.stages import StoppedOnRequest
 from demo.text_stage import ReadingSettings, train_text
 from demo.texts import corpus
 from demo.velvet_stage import VelvetSettings, train_velvet
+from demo.verifier_stage import VerifierSettings, train_verifier
 from VelvetMedLib.engine.randomness import seed_torch
 from VelvetMedLib.engine.trainer import STOPPED
 from VelvetMedLib.files import write_json, write_text
@@ -28,6 +29,7 @@ from VelvetMedLib.models.fine import FineConfig
 from VelvetMedLib.models.reader import FindingsHeadConfig, ReaderConfig
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.models.velvet import ModelConfig, VelvetModel
+from VelvetMedLib.models.verifier import LesionVerifierConfig
 from VelvetMedLib.reports import ontology
 
 
@@ -42,6 +44,7 @@ class DemoOptions:
     velvet_steps: int
     text_steps: int
     global_steps: int
+    verifier_steps: int
     reader_steps: int
     encode_cases: int
     test_cases: int
@@ -59,6 +62,7 @@ def demo_architecture(encoders: ModelConfig) -> ModelConfig:
         fine=FineConfig(),
         reader=ReaderConfig(top_channels=top, width=192, layers=2, heads=4, projection_dim=encoders.projection_dim),
         findings=FindingsHeadConfig(findings=findings, width=192),
+        verifier=LesionVerifierConfig(),
         decoder=DecoderConfig(vocab_size=vocabulary, width=192, layers=3, heads=4, ffn=512, positions=128),
     )
 
@@ -101,6 +105,11 @@ def _stages(options: DemoOptions) -> None:
     minutes["encode"] = (seconds + more) / 60
     if options.until == "encode":
         return
+    of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
+    looks = VerifierSettings(steps=options.verifier_steps)
+    minutes["verifier"] = train_verifier(model, of_split["train"], run / "verifier", looks, seed=seed) / 60
+    if options.until == "verifier":
+        return
     minutes["velvet"] = (
         train_velvet(
             model, options.cohort, cases, tokenizer_file, run / "velvet", pretraining, processes=options.processes, seed=seed
@@ -109,7 +118,6 @@ def _stages(options: DemoOptions) -> None:
     )  # fmt: skip
     if options.until == "velvet":
         return
-    of_split = {split: [case for case in encoded if case.split == split] for split in ("train", "val")}
     named = [(case.case_id, case) for case in prepared["train"]]
     head, seconds = train_text(model, named, tokenizer, run / "text", ReadingSettings(steps=options.text_steps), seed=seed)
     minutes["text"] = seconds / 60
