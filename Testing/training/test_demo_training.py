@@ -13,9 +13,10 @@ from demo.calibrate import calibrate, fit_evidence, least_trust
 from demo.data import between, crop, nearest, split_of
 from demo.encodings import cell_shares
 from demo.fine import sampled_rows, unpack_bits
-from demo.losses import cells_term, findings_term, lesion_loss, organ_loss, prompt_term
+from demo.losses import cells_term, findings_term, organ_loss, prompt_term
 from demo.organ_offsets import best_offsets, margin_counts, tried
 from demo.texts import groups_of_texts, pack_rows
+from rare_labels import rare_labels_loss
 from scipy.ndimage import map_coordinates
 
 from VelvetMedLib.evaluation.retrieval import recall_at
@@ -79,7 +80,7 @@ def test_organ_loss_of_a_crop_without_organs_is_the_cross_entropy() -> None:
     assert float(fast) == pytest.approx(slow_organ_loss(logits, labels, np.ones(20)), abs=1e-10)
 
 
-def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
+def test_the_loss_of_rare_labels_equals_the_slow_definition_in_float64() -> None:
     draw = np.random.default_rng(2)
     logits, targets, weight = draw.normal(size=(40, 3)), (draw.random((40, 3)) < 0.2).astype(float), draw.uniform(1, 3, 40)
     targets[:, 2] = 0
@@ -91,7 +92,7 @@ def test_lesion_loss_equals_the_slow_definition_in_float64() -> None:
         for c in range(3)
         if targets[:, c].any()
     ]
-    fast = lesion_loss(torch.from_numpy(logits), torch.from_numpy(targets), torch.from_numpy(weight))
+    fast = rare_labels_loss(torch.from_numpy(logits), torch.from_numpy(targets), torch.from_numpy(weight))
     assert float(fast) == pytest.approx(focal + np.mean([1 - d for d in dice]), abs=1e-10)
 
 

@@ -23,7 +23,7 @@ from finetuning.batches import CropMaker
 from finetuning.coding import OneOf
 from finetuning.common import QUARANTINE, RESULTS
 from finetuning.encoders import encoder_start
-from finetuning.learning import dice_bce_loss, dice_ce_loss, predict_array
+from finetuning.learning import dice_ce_loss, overlapping_loss, predict_array
 from finetuning.running import TABLE, Outcome, finetune_segmentation
 from finetuning.settings import AugmentSettings, SegmentationSettings, paper, tiny
 from finetuning.tasks import read_task
@@ -262,14 +262,25 @@ def test_the_loss_is_soft_dice_plus_cross_entropy_in_float64() -> None:
     torch.testing.assert_close(dice_ce_loss()(logits, labels), expected, atol=1e-8, rtol=0)
 
 
-def test_the_loss_of_each_structure_is_soft_dice_over_the_batch_plus_binary_cross_entropy_in_float64() -> None:
+def test_the_loss_of_structures_that_overlap_is_dice_of_those_in_the_batch_plus_focal_cross_entropy_in_float64() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64), (torch.rand(2, 3, 4, 4, 4) > 0.7).double()
+    targets[:, 1] = 0  # a structure that the batch does not show has no Dice, and its false alarms still cost
     p, dice = logits.sigmoid(), 0.0
-    for c in range(3):
-        dice += float(1 - (2 * (p[:, c] * targets[:, c]).sum() + 1e-5) / (p[:, c].sum() + targets[:, c].sum() + 1e-5)) / 3
-    crossed = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
-    assert float(dice_bce_loss()(logits, targets)) == pytest.approx(dice + float(crossed), abs=1e-8)
+    for c in (0, 2):
+        dice += float(1 - (2 * (p[:, c] * targets[:, c]).sum() + 1) / (p[:, c].square().sum() + targets[:, c].sum() + 1)) / 2
+    crossed = -(targets * (1 - p).square() * p.log() + (1 - targets) * p.square() * (1 - p).log()).sum() / (targets.sum() + 200)
+    assert float(overlapping_loss(logits, targets)) == pytest.approx(dice + float(crossed), abs=1e-8)
+
+
+def test_a_rare_structure_still_moves_a_network_that_predicts_nothing() -> None:
+    logits = torch.full((1, 2, 16, 16, 16), -7.0, requires_grad=True)
+    targets = torch.zeros(1, 2, 16, 16, 16)
+    targets[0, 0, 3:6, 3:6, 3:6] = 1
+    overlapping_loss(logits, targets).backward()
+    assert logits.grad is not None
+    there, elsewhere = logits.grad[targets > 0], logits.grad[targets == 0]
+    assert float(there.sum()) < -0.1 and float(elsewhere.sum()) < 1e-3, "mean cross-entropy would pull by 27 of 8192 voxels"
 
 
 def test_sliding_windows_of_a_voxelwise_network_equal_one_pass_also_on_small_scans() -> None:

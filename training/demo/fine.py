@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rare_labels import rare_labels_loss
 from torch import Tensor
 
 from demo.data import PreparedCase, between, nearest
-from demo.losses import lesion_loss, organ_loss
+from demo.losses import organ_loss
 from demo.stages import train_stage
 from VelvetMedLib.engine.randomness import generator
 from VelvetMedLib.engine.trainable import Trainable, of_items
@@ -138,7 +139,7 @@ class FineStage(Trainable):
             # Every lesion voxel is looked at, so it stands for itself.
             weight = torch.cat([torch.where(bits[drawn] != 0, 1.0, stands_for), torch.ones_like(rest, dtype=torch.float32)])
             targets = unpack_bits(bits[both], out.lesion_logits.shape[1])
-            on_lesions = lesion_loss(voxel_rows(out.lesion_logits)[both].float(), targets, weight)
+            on_lesions = rare_labels_loss(voxel_rows(out.lesion_logits)[both].float(), targets, weight)
         return Terms({"organs_loss": of_items(on_organs, len(batch)), "lesions_loss": of_items(on_lesions, len(batch))})
 
 

@@ -25,23 +25,6 @@ def organ_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     return 1 - of_label.mean() - dice[1:][inside].mean() if inside.any() else -of_label.mean()
 
 
-def lesion_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Focal-weighted binary cross-entropy per voxel plus soft Dice of the channels that the batch contains.
-
-    logits, targets [N, L]; weight [N]: how many voxels of the batch each row stands for. The focal weight keeps
-    millions of easy voxels from drowning a nodule of ten.
-    """
-    probability = logits.sigmoid()
-    wrongness = (probability - targets).detach().square() * weight[:, None]
-    # softplus(z) - z*y is the cross-entropy of sigmoid(z) against y.
-    focal = (wrongness * (F.softplus(logits) - logits * targets)).sum() / (targets.sum() + 200.0)
-    size = targets.sum(0)
-    hit = (probability * targets).sum(0)
-    dice = (2 * hit + 1) / (weight @ probability.square() + size + 1)
-    present = size > 0
-    return focal + (1 - dice[present]).mean() if present.any() else focal
-
-
 def known_findings(targets: Tensor) -> float:
     """How many entries of [B, F] are not NaN."""
     return float(torch.isfinite(targets).sum())

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rare_labels import rare_labels_loss
 from torch import Tensor, nn
-from torch.nn import functional
 
 from finetuning.batches import CropBatch, windowed
 from finetuning.coding import Coded, Coding
@@ -36,17 +36,10 @@ def dice_ce_loss() -> Loss:
     return loss
 
 
-def dice_bce_loss() -> Loss:
-    """The same for structures that may share a voxel: soft Dice of each over the whole batch, since most crops show few of them, plus
-    binary cross-entropy; logits and targets [B, structures, X, Y, Z]. After the region-based training of nnU-Net (Isensee et al. 2021)."""
-    from monai.losses import DiceLoss
-
-    dice: Loss = DiceLoss(sigmoid=True, batch=True)
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return dice(logits, targets) + functional.binary_cross_entropy_with_logits(logits, targets)
-
-    return loss
+def overlapping_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """For structures that may share a voxel, lesions most of all (`rare_labels`); logits and targets [B, structures, X, Y, Z]."""
+    by_voxel = (maps.movedim(1, -1).flatten(0, -2) for maps in (logits, targets))
+    return rare_labels_loss(*by_voxel)
 
 
 class SegmentationStage(Trainable):
@@ -56,7 +49,7 @@ class SegmentationStage(Trainable):
         """loop: in place of that of the settings."""
         super().__init__(settings.optimiser, loop)
         self.network, self.coding = network, task.coding
-        self.loss = dice_ce_loss() if self.coding.exclusive else dice_bce_loss()
+        self.loss = dice_ce_loss() if self.coding.exclusive else overlapping_loss
         network.encoder.recompute_activations = loop.recompute_activations
         encoder = find_encoder(self)
         assert encoder is not None
