@@ -8,6 +8,9 @@ from torch import Tensor
 SPREAD_VOXELS = 200.0
 """Added to the number of labelled voxels by which the cross-entropy is divided: a crop without any must not weigh infinitely."""
 
+RARE_START = -6.0
+"""Constant of such a label's logits at the start, near the rate at which its voxels occur: from one half the first steps only unlearn."""
+
 
 def rare_labels_loss(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
     """Focal-weighted binary cross-entropy per labelled voxel plus soft Dice, over the whole batch, of the labels that it contains.

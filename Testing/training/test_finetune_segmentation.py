@@ -38,7 +38,7 @@ from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.engine.trainer import STOPPED
 from VelvetMedLib.errors import TrainingError, UsageError
 from VelvetMedLib.models.image_encoders import EncoderPlace, segmenter, take_over
-from VelvetMedLib.models.primus import Primus
+from VelvetMedLib.models.primus import Primus, PrimusConfig
 from VelvetMedLib.models.swin import SwinConfig, SwinEncoder
 from VelvetMedLib.recipes import colipri, disruptive, t3d, velvet
 from VelvetMedLib.recipes.mixed import mixed
@@ -271,6 +271,17 @@ def test_the_loss_of_structures_that_overlap_is_dice_of_those_in_the_batch_plus_
         dice += float(1 - (2 * (p[:, c] * targets[:, c]).sum() + 1) / (p[:, c].square().sum() + targets[:, c].sum() + 1)) / 2
     crossed = -(targets * (1 - p).square() * p.log() + (1 - targets) * p.square() * (1 - p).log()).sum() / (targets.sum() + 200)
     assert float(overlapping_loss(logits, targets)) == pytest.approx(dice + float(crossed), abs=1e-8)
+
+
+@pytest.mark.parametrize("encoder", [SwinConfig(embed_dim=16, depths=(0, 1, 1, 1)), PrimusConfig(width=48, depth=1, heads=4, patch=8)])
+def test_the_constants_of_the_logits_are_where_every_voxel_gets_them_from(encoder: Any) -> None:
+    network = segmenter(encoder, 3).eval()
+    x = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        network.class_bias += torch.tensor([1.0, -2.0, 0.5])
+        moved = network(x) - before
+    torch.testing.assert_close(moved, torch.tensor([1.0, -2.0, 0.5])[None, :, None, None, None].expand_as(moved), atol=1e-4, rtol=0)
 
 
 def test_a_rare_structure_still_moves_a_network_that_predicts_nothing() -> None:

@@ -83,3 +83,10 @@ class PrimusSegmenter(nn.Module):
         The encoder reads -1..1, as it does where it is pre-trained.
         """
         return self.up_projection(self.encoder(2 * x - 1))
+
+    @property
+    def class_bias(self) -> Tensor:
+        """The constants of the logits, [classes]."""
+        bias = self.up_projection.decode[-1].bias
+        assert isinstance(bias, Tensor)
+        return bias

@@ -129,6 +129,13 @@ class SwinUnetr(nn.Module):
         """Under its usual name; MONAI calls it `swinViT`."""
         return self.swinViT
 
+    @property
+    def class_bias(self) -> Tensor:
+        """The constants of the logits, [classes]."""
+        bias = self.out.conv.conv.bias
+        assert isinstance(bias, Tensor)
+        return bias
+
 
 def instance_norm(x: Tensor) -> Tensor:
     """Each channel of each sample to mean 0 and variance 1, without scale or shift. A single voxel has no spread: it becomes 0."""

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rare_labels import rare_labels_loss
+from rare_labels import RARE_START, rare_labels_loss
 from torch import Tensor, nn
 
 from finetuning.batches import CropBatch, windowed
@@ -50,6 +50,8 @@ class SegmentationStage(Trainable):
         super().__init__(settings.optimiser, loop)
         self.network, self.coding = network, task.coding
         self.loss = dice_ce_loss() if self.coding.exclusive else overlapping_loss
+        if not self.coding.exclusive:
+            nn.init.constant_(network.class_bias, RARE_START)
         network.encoder.recompute_activations = loop.recompute_activations
         encoder = find_encoder(self)
         assert encoder is not None
