@@ -279,7 +279,7 @@ def test_the_constants_of_the_logits_are_where_every_voxel_gets_them_from(encode
     x = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         before = network(x)
-        network.class_bias += torch.tensor([1.0, -2.0, 0.5])
+        network.class_bias.add_(torch.tensor([1.0, -2.0, 0.5]))
         moved = network(x) - before
     torch.testing.assert_close(moved, torch.tensor([1.0, -2.0, 0.5])[None, :, None, None, None].expand_as(moved), atol=1e-4, rtol=0)
 
