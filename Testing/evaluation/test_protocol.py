@@ -221,6 +221,15 @@ def test_the_nearest_report_is_never_that_of_the_case_itself_or_its_twin(finishe
     assert nearest_reports(alone) == [""] * len(alone)
 
 
+def test_a_pre_training_is_measured_by_what_it_can_do(pretrained_bundle: Any, cohort: Path, tmp_path: Path) -> None:
+    figures = evaluate(pretrained_bundle, cohort, tmp_path / "out")
+    parts = {name.split("/")[0] for name in figures}
+    assert not parts & {"segmentation", "report"} and {"retrieval", "findings", "grounding"} <= parts
+    assert figures["grounding/all/placed"].value == 1 and figures["findings/all/ECE"].value is None
+    _, outputs = read_outputs(tmp_path / "out")
+    assert all(len(one.scores) == 21 and len(one.study) == 32 for one in outputs)
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_a_model_of_vectors_alone_is_measured_by_what_it_can_do(
     text: bool, colipri_bundles: Callable[..., Any], cohort: Path, tmp_path: Path

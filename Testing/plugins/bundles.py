@@ -53,8 +53,15 @@ def tiny_model_config(vocab_size: int) -> Any:
     )
 
 
-def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int] = (48, 48, 48), **changes: Any) -> Path:
-    """Write a random but whole bundle. Its answers mean nothing; its shapes, files and rules are the real ones."""
+def make_random_bundle(
+    folder: Path, seed: int = 0, *, tile: tuple[int, int, int] = (48, 48, 48), heads: bool = True, **changes: Any
+) -> Path:
+    """Write a random but whole bundle. Its answers mean nothing; its shapes, files and rules are the real ones.
+
+    heads: False for what a pre-training leaves, encoders and projections.
+    """
+    from dataclasses import replace
+
     import torch
 
     from VelvetMedLib.bundle import BundleConfig, FineViewConfig, ViewsConfig, save_bundle
@@ -63,11 +70,14 @@ def make_random_bundle(folder: Path, seed: int = 0, *, tile: tuple[int, int, int
 
     text = tokenizer_text()
     config = tiny_model_config(ReportTokenizer(text).vocab_size)
+    if not heads:
+        config = replace(config, fine=None, reader=None, findings=None, decoder=None, verifier=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VelvetModel(config)
         # Lesions here and there, so that every step behind them has something to do.
-        torch.nn.init.constant_(model.fine.lesion_head.bias, -1.5)
+        if model.fine is not None:
+            torch.nn.init.constant_(model.fine.lesion_head.bias, -1.5)
     settings = BundleConfig(
         **{
             "id": f"random-{seed}",
@@ -122,6 +132,14 @@ def random_bundle(random_bundle_folder: Path) -> Any:
     torch.set_num_threads(1)
     yield load_bundle(random_bundle_folder)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pretrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a pre-training leaves: encoders and projections, no head; random weights."""
+    from VelvetMedLib.bundle import load_bundle
+
+    return load_bundle(make_random_bundle(tmp_path_factory.mktemp("bundles") / "pretrained", heads=False))
 
 
 @pytest.fixture(scope="session")

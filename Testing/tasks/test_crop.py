@@ -15,8 +15,8 @@ from VelvetMedLib.case import read_case
 from VelvetMedLib.ct import from_array, write_nifti
 from VelvetMedLib.ct.crops import centre_crop
 from VelvetMedLib.errors import BundleError, Cancelled, IndexMismatchError, UsageError
-from VelvetMedLib.tasks.crop import text_vectors
 from VelvetMedLib.tasks.encoding import load_encoding, save_encoding
+from VelvetMedLib.tasks.text_vectors import text_vectors
 from VelvetMedLib.tasks.zero_shot import VARIANTS, find_by_prompts, load_prompts, score_of, scores
 
 
@@ -142,7 +142,7 @@ def test_scores_follow_their_named_formula(encoding: Any, colipri_bundle: Any) -
     for variant in VARIANTS:
         for found in scores(encoding, colipri_bundle, names, variant=variant):
             pairs = prompts.of(found.finding)
-            cosines = [[float(text_vectors([t], colipri_bundle)[0] @ encoding.study_vector) for t in pair] for pair in pairs]
+            cosines = [[float(text_vectors([[t]], colipri_bundle)[0] @ encoding.study_vector) for t in pair] for pair in pairs]
             difference = np.array([p - n for p, n in cosines])
             wanted = {
                 "pair_softmax": 1 / (1 + np.exp(-difference[0] / 0.07)),
@@ -200,7 +200,7 @@ def test_an_image_half_assesses_nothing_and_refuses_words(body: Any, colipri_bun
 def test_a_phrase_is_shown_where_its_cells_are_most_like_it(encoding: Any, colipri_bundle: Any) -> None:
     found = tasks.ground(encoding, "pleural effusion on the left", colipri_bundle)
     part = encoding.need_crop()
-    cosine = np.einsum("cxyz,c->xyz", part.dense.astype(np.float32), text_vectors(["pleural effusion on the left"], colipri_bundle)[0])
+    cosine = np.einsum("cxyz,c->xyz", part.dense.astype(np.float32), text_vectors([["pleural effusion on the left"]], colipri_bundle)[0])
     x, y, z = np.unravel_index(int(cosine.argmax()), cosine.shape)
     point = (part.grid.ijk_to_ras @ np.array([x, y, z, 1.0]))[:3]
     np.testing.assert_allclose(found.peak_ras_mm, point, atol=1e-6)
@@ -234,7 +234,7 @@ def test_a_folder_of_scans_is_indexed_and_searched_by_scan_and_by_words(
     hits = tasks.search(index, volume=make_body(seed=1), count=3)
     vectors = [tasks.encode(v, colipri_bundle).study_vector for v in volumes]
     assert [h.similarity for h in hits] == sorted((h.similarity for h in hits), reverse=True) and len(hits) == 2
-    said = text_vectors(["pleural effusion"], colipri_bundle)[0]
+    said = text_vectors([["pleural effusion"]], colipri_bundle)[0]
     by_words = tasks.search(index, text="pleural effusion", count=3)
     assert [h.number - 1 for h in by_words] == list(np.argsort([-(v @ said) for v in vectors]))
     assert all(hit.picture and hit.region is None for hit in by_words)

@@ -17,8 +17,8 @@ from VelvetMedLib.tasks import Index, Where, encode, search
 from VelvetMedLib.tasks.indexing import _Source
 from VelvetMedLib.tasks.matching import match_tokens
 from VelvetMedLib.tasks.progress import Run
-from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.store import Facts, create_store
+from VelvetMedLib.tasks.text_vectors import text_vectors
 
 
 def bundle(key: str = KEY) -> Any:
@@ -83,7 +83,7 @@ def test_rerank_adds_the_match_heads_answer_to_the_cosine_of_the_best(
     encodings = [encode(scan, bundle) for scan in scans]
     layout = bundle.tokenizer.layout([[text]], 160)
     model, wanted = bundle.model, {}
-    query = text_vector([text], bundle)
+    query = text_vectors([[text]], bundle)[0]
     for number, encoding in enumerate(encodings, 1):
         tokens = torch.from_numpy(match_tokens(encoding, bundle))[None].float()
         with torch.inference_mode():

@@ -17,9 +17,9 @@ from VelvetMedLib.tasks import Index, encode
 from VelvetMedLib.tasks.findings import calibrated, finding_logits
 from VelvetMedLib.tasks.indexing import _Source
 from VelvetMedLib.tasks.progress import Run
-from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.statements import kept_row, log_ratios, stated, weighs_statements
 from VelvetMedLib.tasks.store import Facts, create_store
+from VelvetMedLib.tasks.text_vectors import text_vectors
 
 TEXT = "There is a pleural effusion on the left. No pneumothorax. A lung nodule cannot be excluded."
 
@@ -70,7 +70,7 @@ def test_words_find_by_cosine_plus_what_they_state_and_scans_by_cosine_alone(
         for n, scan in enumerate(scans):
             source = _Source(tmp_path / ("scan.nii.gz" if n == 2 else "other.nii.gz"), scan.sha256(), None, scan)
             store.add([source.item(bundle, Run(), keep_text=False, keep_place=False)])
-    vector, scale = text_vector([s + "." for s in TEXT.rstrip(".").split(". ")], bundle), float(bundle.model.contrast_scale())
+    vector, scale = text_vectors([[s + "." for s in TEXT.rstrip(".").split(". ")]], bundle)[0], float(bundle.model.contrast_scale())
     cosine = {n: float(encoding.study_vector @ vector) for n, encoding in enumerate(encodings, 1)}
     wanted = {n: cosine[n] + by_hand(e, bundle, records, told if n == 3 else {}) / scale for n, e in enumerate(encodings, 1)}
     with Index(tmp_path / "index", bundle) as index:

@@ -275,7 +275,7 @@ def embed(options: Namespace) -> None:
     import numpy as np
 
     from VelvetMedLib import tasks
-    from VelvetMedLib.tasks.crop import takes_one_crop
+    from VelvetMedLib.tasks.abilities import takes_one_crop
 
     if options.out.suffix != ".npz":
         raise UsageError(
@@ -312,6 +312,9 @@ def _vectors(encoding: Encoding) -> tuple[dict[str, Any], dict[str, Any], str]:
         cells = crop.dense.shape[1:]
         facts: dict[str, Any] = {"dimension": len(crop.embedding), "cells": list(cells), "view": crop.view}
         return arrays, facts, f"A vector of {len(crop.embedding)} numbers and one for each of {' x '.join(map(str, cells))} cells"
+    if encoding.fine is None:
+        arrays = {"study": encoding.study_vector}
+        return arrays, {"dimension": len(encoding.study_vector)}, f"The {len(encoding.study_vector)} numbers of the study vector"
     reading, fine = encoding.need_reading(), encoding.need_fine()
     arrays = {
         "study": reading.study,

@@ -26,14 +26,14 @@ from VelvetMedLib.evaluation.segmentation import score_case
 from VelvetMedLib.reports import HELD_OUT_STYLE, ProseSection, make_questions, ontology, parse_report, render, write_report, write_sentence
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks import ground, run_analysis, vqa
+from VelvetMedLib.tasks.abilities import has_heads
 from VelvetMedLib.tasks.analysis import Analysis
-from VelvetMedLib.tasks.crop import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.findings import calibrated, finding_logits
 from VelvetMedLib.tasks.report import draft_report
-from VelvetMedLib.tasks.retrieval import text_vector
 from VelvetMedLib.tasks.segmentation import organ_labels
 from VelvetMedLib.tasks.statements import kept_row, words_query
+from VelvetMedLib.tasks.text_vectors import text_vectors
 from VelvetMedLib.tasks.writers import DraftSettings, Writer, open_writer
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def run_bundle(
         bundle_id=bundle.config.id,
         bundle_version=bundle.config.version,
         bundle_key=bundle.sha256,
-        calibrated=[entry.name for entry in bundle.config.findings if entry.assessed and not takes_one_crop(bundle)],
+        calibrated=[entry.name for entry in bundle.config.findings if entry.assessed and has_heads(bundle)],
         cohort_seed=cohort.seed,
         cohort_cases=len(cohort),
         cohort_options=cohort.manifest["options"],
         wording_seed=WORDING_SEED,
         velvetmed=__version__,
-        writer={} if takes_one_crop(bundle) else dict(writer.facts),
+        writer=dict(writer.facts) if has_heads(bundle) else {},
     )
     claim(out, facts)
     todo = [folder for folder in cohort.case_folders if not case_file(out, folder.name).exists()]
@@ -126,7 +126,7 @@ def _contradictions(case: Case) -> list[int]:
 
 def _scores(encoding: Encoding, bundle: Bundle) -> dict[str, float]:
     """Of every finding, also of those that the bundle does not use: how far it ranks them is what is asked here."""
-    if takes_one_crop(bundle):
+    if not has_heads(bundle):
         from VelvetMedLib.tasks.zero_shot import scores
 
         return {} if bundle.tokenizer is None else {s.finding: s.score for s in scores(encoding, bundle)}
@@ -150,14 +150,14 @@ def _queries(written: Mapping[str, Sequence[ProseSection]], bundle: Bundle) -> d
     queries = {}
     for name, sections in written.items():
         spoken = [s.text for section in sections for s in section.sentences if s.findings] or ["No abnormality is described."]
-        queries[name] = [float(x) for x in words_query(text_vector(spoken, bundle), parse_report(" ".join(spoken)), bundle)]
+        queries[name] = [float(x) for x in words_query(text_vectors([spoken], bundle)[0], parse_report(" ".join(spoken)), bundle)]
     return queries
 
 
 def _answers(case: CohortCase, done: Analysis, bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
     """What is asked of a case and said, and yes or no by a finding's score alone, whatever stands in the way of a call."""
     known = vqa.known_of(done.case.findings, done.case.segments, done.encoding, bundle)
-    scores = {} if takes_one_crop(bundle) else _scores(done.encoding, bundle)
+    scores = _scores(done.encoding, bundle) if has_heads(bundle) else {}
     forced = {name: lean(p, *known.thresholds[name]) for name, p in scores.items()}
     kept = []
     for q in [*make_questions(case.findings, rng), *questions_beside(case, rng)]:

@@ -33,7 +33,7 @@ from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.errors import CaseError
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.tasks import vqa
-from VelvetMedLib.tasks.crop import stages_of, takes_one_crop
+from VelvetMedLib.tasks.abilities import has_heads, stages_of
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding, load_encoding, save_encoding
 from VelvetMedLib.tasks.findings import find, lesion_channels, with_heights
@@ -114,7 +114,7 @@ def run_analysis(
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts of an analysis: {sorted(unknown)}")
     run = run or Run(None, None, stages_of(bundle, STAGES))
-    missing = sorted({"segments", "report"} & set(parts)) if takes_one_crop(bundle) else []
+    missing = [] if has_heads(bundle) else sorted({"segments", "report"} & set(parts))
     parts = set(parts) - set(missing)
     encoding = encode(volume, bundle, cleaning=cleaning, run=run)
     with run.stage("findings"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from VelvetMedLib.bundle.config import COLIPRI, CropViewConfig, refuse
+from VelvetMedLib.bundle.config import CropViewConfig, refuse
 from VelvetMedLib.ct import Volume
 from VelvetMedLib.ct.crops import cell_grid, centre_crop
 from VelvetMedLib.tasks.encoding import CropPart
@@ -24,30 +23,6 @@ if TYPE_CHECKING:
     from VelvetMedLib.models.primus import Block, Rotary
 
 CROP, WINDOWED = "crop", "windowed"
-
-
-def takes_one_crop(bundle: Bundle) -> bool:
-    """Whether the bundle's model looks at one cube of a scan and has no dense heads, reader or decoder."""
-    return bool(bundle.config.family == COLIPRI)
-
-
-def stages_of(bundle: Bundle, weights: Mapping[str, float]) -> dict[str, float]:
-    """Expected shares of the time of those stages that this bundle's model has: a crop stands for everything that needs heads."""
-    if not takes_one_crop(bundle):
-        return dict(weights)
-    heads = {"fine", "tokens", "global", "reader", "segmentation", "report"}
-    return {name: share for name, share in weights.items() if name not in heads} | {CROP: 2.0}
-
-
-def need_heads(bundle: Bundle, what: str) -> None:
-    """Raise BundleError where `what` needs trained heads and the bundle's model has none."""
-    if takes_one_crop(bundle):
-        raise refuse(
-            f"The bundle {bundle.config.id!r} cannot make {what}.",
-            found="a model of vectors of scans and texts, without trained heads",
-            expected="a bundle made for analysis",
-            next_step="Choose another bundle; 'velvetmed models list' names them.",
-        )
 
 
 def view_settings(bundle: Bundle, view: str) -> CropViewConfig:
@@ -116,24 +91,6 @@ def encode_features(
         else:
             found = model.features_by_windows(x, settings.window_voxels, run=run_block)
     return found.float()
-
-
-def text_vectors(texts: list[str], bundle: Bundle) -> NDArray[np.float32]:
-    """Unit vectors of texts, [len(texts), D], comparable with those of scans. Raises BundleError for an image half alone."""
-    import torch
-
-    if bundle.tokenizer is None:
-        raise refuse(
-            f"The bundle {bundle.config.id!r} cannot read text.",
-            found="the image half of the model alone",
-            expected="a bundle with a text half",
-            next_step="Add the model again from weights that hold the text encoder too.",
-        )
-    with torch.inference_mode():
-        # Where padding is pooled with the text, it has to be there: all of it, as the published package pads.
-        ids, mask = bundle.tokenizer.batch(texts, whole=not bundle.model.config.text_pool_mask)
-        vectors: NDArray[np.float32] = bundle.model.embed_text(ids.to(bundle.device), mask.to(bundle.device)).float().cpu().numpy()
-    return vectors
 
 
 def _tensor_order(voxels_xyz: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:

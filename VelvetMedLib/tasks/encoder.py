@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.ct import Volume
+from VelvetMedLib.tasks.abilities import has_heads, need_heads, stages_of, takes_one_crop
 from VelvetMedLib.tasks.class_maps import ClassMaps
 from VelvetMedLib.tasks.cleaning import clean
-from VelvetMedLib.tasks.crop import CROP, WINDOWED, encode_crop, need_heads, stages_of, takes_one_crop
+from VelvetMedLib.tasks.crop import CROP, WINDOWED, encode_crop
 from VelvetMedLib.tasks.encoding import Encoding, FinePart, GlobalPart, Reading, fine_maps
 from VelvetMedLib.tasks.precision import choose_precision
 from VelvetMedLib.tasks.progress import CancelCallback, ProgressCallback, Run
 from VelvetMedLib.tasks.sweep import need_network, sweep
+from VelvetMedLib.tasks.thumbnails import view_thumbnail
 from VelvetMedLib.tasks.tokens import lesion_tokens, region_tokens
 from VelvetMedLib.tasks.verification import verified
 from VelvetMedLib.tasks.views import FineView, fine_view, global_view
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 NEEDS = frozenset({"fine", "global", "reader"})
 """Parts of an encoding for an analysis."""
+GLOBAL_NEEDS = frozenset({"global"})
+"""Parts that a model without heads has."""
 CROP_NEEDS = frozenset({CROP})
 """Parts for a model that takes one cube of the scan; "windowed" instead of "crop" where the bundle declares it."""
 STAGES = {"prepare": 0.25, "fine": 0.6, "tokens": 0.1, "global": 0.05}
@@ -55,8 +59,9 @@ def encode(
     are kept. Raises BundleError if the bundle lacks a network that is needed, Cancelled between tiles.
     """
     one_crop = takes_one_crop(bundle)
-    wanted = _with_their_own_needs((CROP_NEEDS if one_crop else NEEDS) if needs is None else needs)
-    if wanted & NEEDS:
+    offered = CROP_NEEDS if one_crop else NEEDS if has_heads(bundle) else GLOBAL_NEEDS
+    wanted = _with_their_own_needs(offered if needs is None else needs)
+    if wanted & (NEEDS if one_crop else NEEDS - GLOBAL_NEEDS):
         need_heads(bundle, "the parts of an analysis")
     run = run or Run(progress, cancel, stages_of(bundle, STAGES))
     # One view of a crop is one encoding: the windowed one is another, of the same scan and weights. So is one that was not cleaned.
@@ -169,7 +174,16 @@ def _global_part(view: FineView, bundle: Bundle) -> GlobalPart:
     spacing = torch.tensor([seen.view_spacing_mm], device=bundle.device)
     maps = bundle.model.encode_global(x, spacing)
     bottom, middle, top = (m[0].float().cpu().numpy() for m in (maps.bottom, maps.middle, maps.top))
-    return GlobalPart(bottom=bottom, middle=middle, top=top, view_spacing_mm=seen.view_spacing_mm, view_ijk_to_ras=seen.ijk_to_ras)
+    alone = not has_heads(bundle)  # nothing else of the scan is kept then
+    return GlobalPart(
+        bottom=bottom,
+        middle=middle,
+        top=top,
+        view_spacing_mm=seen.view_spacing_mm,
+        view_ijk_to_ras=seen.ijk_to_ras,
+        study=bundle.model.project_image(maps, ["report"])["report"][0].float().cpu().numpy() if alone else None,
+        picture=view_thumbnail(view) if alone else None,
+    )
 
 
 def _read(encoding: Encoding, bundle: Bundle) -> Reading:

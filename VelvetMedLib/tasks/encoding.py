@@ -26,13 +26,21 @@ LEAST_LESION_BYTE = 8
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GlobalPart:
-    """The global view's maps after the encoder, [C, X, Y, Z], and how its cells lie in the patient."""
+    """The global view's maps after the encoder, [C, X, Y, Z], and how its cells lie in the patient.
+
+    study [D] and picture, uint8 [S, S], for lists: of a model without heads, where nothing else of the scan is kept.
+    """
 
     bottom: NDArray[np.float32]
     middle: NDArray[np.float32]
     top: NDArray[np.float32]
     view_spacing_mm: Triple
     view_ijk_to_ras: Affine
+    study: NDArray[np.float32] | None = None
+    picture: NDArray[np.uint8] | None = None
+
+    def need_picture(self) -> NDArray[np.uint8]:
+        return self.picture if self.picture is not None else _lacks("fine")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,8 +136,12 @@ class Encoding:
 
     @property
     def study_vector(self) -> NDArray[np.float32]:
-        """The unit vector of the whole scan, comparable with those of texts: of the crop, or of the reader."""
-        return self.crop.embedding if self.crop is not None else self.need_reading().study
+        """The unit vector of the whole scan, comparable with those of texts: of the crop, of the reader, or of the global view."""
+        if self.crop is not None:
+            return self.crop.embedding
+        if self.global_ is not None and self.global_.study is not None:
+            return self.global_.study
+        return self.need_reading().study
 
 
 def _lacks(part: str) -> Any:
@@ -146,7 +158,12 @@ def save_encoding(path: Path | str, encoding: Encoding) -> Path:
     from safetensors.numpy import save_file
 
     path = Path(path)
-    tensors, facts = _whole(encoding) if encoding.crop is None else _crop_only(encoding, encoding.crop)
+    if encoding.crop is not None:
+        tensors, facts = _crop_only(encoding, encoding.crop)
+    elif encoding.fine is None:
+        tensors, facts = _global_only(encoding.need_global())
+    else:
+        tensors, facts = _whole(encoding)
     facts = {
         "format_version": FORMAT_VERSION,
         "volume_sha256": encoding.volume_sha256,
@@ -170,6 +187,18 @@ def _crop_only(encoding: Encoding, crop: CropPart) -> tuple[dict[str, NDArray[An
         raise ValueError("an encoding has a crop or the parts of an analysis, not both")
     tensors: dict[str, NDArray[Any]] = {"embedding": crop.embedding, "dense": crop.dense, "picture": crop.picture}
     return tensors, {"crop_view": crop.view, "crop_grid": _grid_json(crop.grid), "crop_covered": [list(axis) for axis in crop.covered]}
+
+
+def _global_only(seen: GlobalPart) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    if seen.study is None:
+        _lacks("fine")
+    assert seen.study is not None
+    tensors: dict[str, NDArray[Any]] = {"bottom": seen.bottom, "middle": seen.middle, "top": seen.top}
+    return tensors | {"global_study": seen.study, "picture": seen.need_picture()}, _view_facts(seen)
+
+
+def _view_facts(seen: GlobalPart) -> dict[str, Any]:
+    return {"view_spacing_mm": list(seen.view_spacing_mm), "view_ijk_to_ras": seen.view_ijk_to_ras.tolist()}
 
 
 def _whole(encoding: Encoding) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -196,8 +225,7 @@ def _whole(encoding: Encoding) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]
     facts: dict[str, Any] = {
         "fine_grid": _grid_json(fine.grid),
         "body_box_ras": [np.asarray(corner).tolist() for corner in fine.body_box_ras],
-        "view_spacing_mm": list(seen.view_spacing_mm),
-        "view_ijk_to_ras": seen.view_ijk_to_ras.tolist(),
+        **_view_facts(seen),
         "lesions": [meta.as_dict() for meta in fine.lesions],
         "cleaned": fine.cleaned,
     }
@@ -235,26 +263,20 @@ def _assemble_crop(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encodin
     crop = CropPart(
         view=str(facts["crop_view"]), embedding=t["embedding"], dense=t["dense"], grid=grid, covered=(x, y, z), picture=t["picture"]
     )
-    return Encoding(
-        volume_sha256=facts["volume_sha256"],
-        encoding_key=facts["encoding_key"],
-        weights_sha256=facts["weights_sha256"],
-        scan_grid=_grid(facts["scan_grid"]),
-        precision=facts["precision"],
-        crop=crop,
-        run=facts["run"],
-    )
+    return _encoding(facts, crop=crop)
 
 
 def _assemble(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
-    scan_grid, grid = _grid(facts["scan_grid"]), _grid(facts["fine_grid"])
+    scan_grid = _grid(facts["scan_grid"])
+    if "global_study" in t:
+        return _encoding(facts, global_=_global_part(facts, t))
+    grid = _grid(facts["fine_grid"])
     shape = t["organs"].shape
     if shape != grid.shape_kji[::-1] or t["hu"].shape != shape:
         raise _damaged("maps of another shape than their grid")
     lesions = np.zeros((17, *shape), np.uint8)
     lesions.ravel()[t["lesion_index"]] = t["lesion_value"]
     low, high = (np.asarray(corner, np.float64) for corner in facts["body_box_ras"])
-    x, y, z = facts["view_spacing_mm"]
     fine = FinePart(
         grid=grid,
         body_box_ras=(low, high),
@@ -270,24 +292,32 @@ def _assemble(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> Encoding:
         lesions=tuple(LesionMeta.from_dict(m) for m in facts["lesions"]),
         cleaned=facts.get("cleaned"),
     )
-    seen = GlobalPart(
+    reading = Reading(memory=t["memory"], memory_mask=t["memory_mask"].astype(bool), study=t["study"], region_vectors=t["region_vectors"])
+    return _encoding(facts, global_=_global_part(facts, t), fine=fine, reading=reading)
+
+
+def _global_part(facts: dict[str, Any], t: dict[str, NDArray[Any]]) -> GlobalPart:
+    x, y, z = facts["view_spacing_mm"]
+    return GlobalPart(
         bottom=t["bottom"],
         middle=t["middle"],
         top=t["top"],
         view_spacing_mm=(x, y, z),
         view_ijk_to_ras=np.asarray(facts["view_ijk_to_ras"], np.float64),
+        study=t.get("global_study"),
+        picture=t.get("picture"),
     )
-    reading = Reading(memory=t["memory"], memory_mask=t["memory_mask"].astype(bool), study=t["study"], region_vectors=t["region_vectors"])
+
+
+def _encoding(facts: dict[str, Any], **parts: Any) -> Encoding:
     return Encoding(
         volume_sha256=facts["volume_sha256"],
         encoding_key=facts["encoding_key"],
         weights_sha256=facts["weights_sha256"],
-        scan_grid=scan_grid,
+        scan_grid=_grid(facts["scan_grid"]),
         precision=facts["precision"],
-        global_=seen,
-        fine=fine,
-        reading=reading,
         run=facts["run"],
+        **parts,
     )
 
 

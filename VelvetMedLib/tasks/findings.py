@@ -25,7 +25,7 @@ from VelvetMedLib.case import CaseFinding
 from VelvetMedLib.case.overruling import DISAGREE, MEASURED
 from VelvetMedLib.case.vertebrae import Heights, most_lost
 from VelvetMedLib.reports import Finding, State, ontology
-from VelvetMedLib.tasks.crop import takes_one_crop
+from VelvetMedLib.tasks.abilities import has_heads
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence, Measured
 from VelvetMedLib.tasks.tokens import lesion_summary
@@ -102,7 +102,7 @@ def decide(finding: Finding, state: State, measured: Measured) -> tuple[State, s
 
 def find(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ...]:
     """All findings of the ontology, in its order. Needs the whole encoding; from prompts where the model has no findings head."""
-    if takes_one_crop(bundle):
+    if not has_heads(bundle):
         from VelvetMedLib.tasks.zero_shot import find_by_prompts
 
         return find_by_prompts(encoding, bundle)

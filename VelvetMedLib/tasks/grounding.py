@@ -23,14 +23,15 @@ from VelvetMedLib.reports import LUNG_LOBES, ontology, understand
 from VelvetMedLib.reports.parse import find_findings, parse_sentence
 from VelvetMedLib.reports.sentences import split_sentences
 from VelvetMedLib.shapes import IntTriple, Triple
-from VelvetMedLib.tasks.crop import similarity_xyz, takes_one_crop, text_vectors
+from VelvetMedLib.tasks.abilities import takes_one_crop
+from VelvetMedLib.tasks.crop import similarity_xyz
 from VelvetMedLib.tasks.encoding import CropPart, Encoding, GlobalPart
 from VelvetMedLib.tasks.evidence import Evidence
+from VelvetMedLib.tasks.text_vectors import LONGEST_TEXT_TOKENS, text_vectors
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
 
-LONGEST_TEXT_TOKENS = 160
 MOST_WORDS = 3
 """A text of more words is read as sentences: what its words mean lies in how they stand together."""
 LEAST_IN_ORGAN = 0.05
@@ -117,7 +118,7 @@ def _has_channel(name: str | None, bundle: Bundle) -> bool:
 
 def _by_cells(part: CropPart, sentences: list[str], bundle: Bundle, name: str | None) -> Grounding:
     """The text against the vector of every cell that holds any of the scan (COLIPRI's dense mode)."""
-    cosine = similarity_xyz(part, text_vectors([" ".join(sentences)], bundle)[0])
+    cosine = similarity_xyz(part, text_vectors([sentences], bundle)[0])
     filled = np.zeros(cosine.shape, bool)
     filled[tuple(slice(first, end) for first, end in part.covered)] = True
     low, high = float(cosine[filled].min()), float(cosine[filled].max())

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from VelvetMedLib import ct
 from VelvetMedLib.case import Case, measure, read_case
 from VelvetMedLib.errors import ScanError, UsageError, VelvetMedError
 from VelvetMedLib.reports import ontology, parse_report
 from VelvetMedLib.reports.records import State
 from VelvetMedLib.shapes import Triple
+from VelvetMedLib.tasks.abilities import stages_of
 from VelvetMedLib.tasks.analysis import case_encoding
-from VelvetMedLib.tasks.crop import stages_of
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence
@@ -110,7 +113,7 @@ def index_folder(
                     continue
                 item = source.item(bundle, run, keep_text=keep_text, keep_place=keep_places)
             except VelvetMedError as error:
-                if error.code in ("cancelled", "index"):
+                if error.code in ("cancelled", "index", "bundle"):  # what the model cannot do, it can do for no scan
                     raise
                 skipped.append(f"entry {place}: {error.what}")
                 continue
@@ -119,7 +122,12 @@ def index_folder(
                 store = opened.enter_context(closing(create_store(out, facts)))
             added += store.add([item])
         if store is None:
-            raise refuse("There is nothing to index.", "no case", "at least one analysed case or scan", "Run 'velvetmed analyze' first.")
+            raise refuse(
+                "There is nothing to index.",
+                found="; ".join(skipped[:3]) or "no case and no scan",
+                expected="at least one analysed case or scan that can be read",
+                next_step="Check the folder, or run 'velvetmed analyze' on a scan first.",
+            )
         return Indexed(added, known, len(store), tuple(skipped))
 
 
@@ -163,12 +171,19 @@ class _Source:
             absent=tuple(name for name, state in told.items() if state == "absent"),
             source="model" if states is None else "report",
             text=text,
-            picture=grey_png(thumbnail(encoding.need_fine(), at) if encoding.crop is None else encoding.crop.picture),
-            centers=organ_centers(encoding) if encoding.crop is None else {},
+            picture=grey_png(_picture(encoding, at)),
+            centers={} if encoding.fine is None else organ_centers(encoding),
             regions=region_vectors(encoding, bundle),
             match_tokens=match_tokens(encoding, bundle),
             place=str(self.path.resolve()) if keep_place else None,
         )
+
+
+def _picture(encoding: Encoding, at_ras_mm: Triple | None) -> NDArray[np.uint8]:
+    """The plane through a point where the scan's own cells are kept; else the one that was drawn when it was encoded."""
+    if encoding.fine is not None:
+        return thumbnail(encoding.fine, at_ras_mm)
+    return encoding.need_global().need_picture() if encoding.crop is None else encoding.crop.picture
 
 
 def organ_centers(encoding: Encoding) -> dict[str, Triple]:

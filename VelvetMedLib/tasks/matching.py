@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.bundle.config import refuse
-from VelvetMedLib.tasks.crop import takes_one_crop
+from VelvetMedLib.tasks.abilities import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
-from VelvetMedLib.tasks.grounding import LONGEST_TEXT_TOKENS
+from VelvetMedLib.tasks.text_vectors import LONGEST_TEXT_TOKENS
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle

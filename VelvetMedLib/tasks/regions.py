@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import ontology
-from VelvetMedLib.tasks.crop import need_heads, takes_one_crop
+from VelvetMedLib.tasks.abilities import has_heads, need_heads
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.evidence import Evidence
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def region_dimension(bundle: Bundle) -> int:
     """Length of region vectors; 0 where the bundle's model has no organs."""
-    return 0 if takes_one_crop(bundle) else int(bundle.model.reader.config.region_features)
+    return int(bundle.model.reader.config.region_features) if has_heads(bundle) else 0
 
 
 def region_vectors(encoding: Encoding, bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    """Organ to its unit vector, for organs of which enough is in view (`Evidence.seen`); none from a model that takes one crop."""
-    if takes_one_crop(bundle):
+    """Organ to its unit vector, for organs of which enough is in view (`Evidence.seen`); none from a model without heads."""
+    if not has_heads(bundle):
         return {}
     import torch
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.reports.parse import parse_report
 from VelvetMedLib.shapes import Triple
-from VelvetMedLib.tasks.crop import takes_one_crop, text_vectors
-from VelvetMedLib.tasks.grounding import LONGEST_TEXT_TOKENS, checked_text
+from VelvetMedLib.tasks.grounding import checked_text
 from VelvetMedLib.tasks.matching import MOST_CANDIDATES, match_logits, need_match_head
 from VelvetMedLib.tasks.statements import scan_query, words_query
 from VelvetMedLib.tasks.store import Entry, Store, Where, open_store, refuse
+from VelvetMedLib.tasks.text_vectors import text_vectors
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -140,7 +140,7 @@ class Index:
         sentences = checked_text(text)
         records = parse_report(" ".join(sentences))
         said = tuple(r.name for r in records if r.state == "present")
-        query = words_query(text_vector(sentences, self.bundle), records, self.bundle)
+        query = words_query(text_vectors([sentences], self.bundle)[0], records, self.bundle)
         ranked = self._store.nearest(query, max(count, MOST_CANDIDATES) if rerank else count, where)
         entries = self._store.entries([number for number, _ in ranked])
         hits = [_hit(entry, score, said, {}, None) for entry, (_, score) in zip(entries, ranked, strict=True)]
@@ -186,15 +186,3 @@ def _hit(entry: Entry, score: float, present: Sequence[str], regions: Mapping[st
         region=None if best is None else (best[0], round(best[1], 4)),
         picture=entry.picture,
     )
-
-
-def text_vector(sentences: Sequence[str], bundle: Bundle) -> NDArray[np.float32]:
-    """Report-level unit vector of a text, comparable with study vectors."""
-    if takes_one_crop(bundle):
-        return text_vectors([" ".join(sentences)], bundle)[0]
-    import torch
-
-    with torch.inference_mode():
-        layout = bundle.tokenizer.layout([list(sentences)], LONGEST_TEXT_TOKENS).to(bundle.device)
-        vector: NDArray[np.float32] = bundle.model.embed_text(layout)[0].float().cpu().numpy()
-    return vector

@@ -19,7 +19,7 @@ from VelvetMedLib.ct import Grid, Volume
 from VelvetMedLib.ct.resample import resample_array
 from VelvetMedLib.reports import ontology
 from VelvetMedLib.shapes import ArrayKJI, LabelsKJI
-from VelvetMedLib.tasks.crop import need_heads
+from VelvetMedLib.tasks.abilities import need_heads
 from VelvetMedLib.tasks.encoder import encode
 from VelvetMedLib.tasks.encoding import FinePart, fine_maps
 from VelvetMedLib.tasks.evidence import Evidence

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from VelvetMedLib.reports import FindingRecord, State, ontology
-from VelvetMedLib.tasks.crop import takes_one_crop
+from VelvetMedLib.tasks.abilities import has_heads
 from VelvetMedLib.tasks.encoding import Encoding
 from VelvetMedLib.tasks.findings import calibrated, finding_logits
 
@@ -32,7 +32,7 @@ STATES: tuple[State, ...] = ("present", "absent")
 
 def weighs_statements(bundle: Bundle) -> bool:
     """Whether the bundle's findings are calibrated against how often each of them occurs."""
-    if takes_one_crop(bundle) or getattr(bundle.model, "findings", None) is None:
+    if not has_heads(bundle) or getattr(bundle.model, "findings", None) is None:
         return False
     return all(bundle.config.finding(name).prevalence is not None for name in ontology().finding_names)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from VelvetMedLib.ct.crops import CropView
 from VelvetMedLib.shapes import Triple
 from VelvetMedLib.tasks.encoding import FinePart
+from VelvetMedLib.tasks.views import FineView
 
 SIDE = 96
 WINDOW_HU = (-1000.0, 500.0)
@@ -19,11 +20,20 @@ WINDOW_HU = (-1000.0, 500.0)
 
 def thumbnail(fine: FinePart, at_ras_mm: Triple | None = None) -> NDArray[np.uint8]:
     """A coronal plane through a point, or through the body's middle, as grey values [SIDE, SIDE]; the whole body fits in."""
-    low, high = (np.asarray(corner, np.float64) for corner in fine.body_box_ras)
+    return _coronal(fine, at_ras_mm)
+
+
+def view_thumbnail(view: FineView) -> NDArray[np.uint8]:
+    """The same through the body's middle, of a scan that no fine network has read."""
+    return _coronal(view, None)
+
+
+def _coronal(cells: FinePart | FineView, at_ras_mm: Triple | None) -> NDArray[np.uint8]:
+    low, high = (np.asarray(corner, np.float64) for corner in cells.body_box_ras)
     point = (low + high) / 2 if at_ras_mm is None else np.asarray(at_ras_mm, np.float64)
-    y = int(np.clip(np.rint((fine.grid.ras_to_ijk @ np.append(point, 1.0))[1]), 0, fine.hu_xyz.shape[1] - 1))
-    plane = fine.hu_xyz[::-1, y, ::-1].T.astype(np.float32)
-    return _picture(plane, (fine.grid.spacing_mm[2], fine.grid.spacing_mm[0]), WINDOW_HU)
+    y = int(np.clip(np.rint((cells.grid.ras_to_ijk @ np.append(point, 1.0))[1]), 0, cells.hu_xyz.shape[1] - 1))
+    plane = cells.hu_xyz[::-1, y, ::-1].T.astype(np.float32)
+    return _picture(plane, (cells.grid.spacing_mm[2], cells.grid.spacing_mm[0]), WINDOW_HU)
 
 
 def crop_thumbnail(crop: CropView) -> NDArray[np.uint8]:

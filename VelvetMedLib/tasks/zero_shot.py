@@ -19,12 +19,13 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from VelvetMedLib.bundle.config import SCORES, refuse
+from VelvetMedLib.bundle.config import SCORES, ZeroShotConfig, refuse
 from VelvetMedLib.case import CaseFinding
 from VelvetMedLib.errors import UsageError
 from VelvetMedLib.reports import ontology
-from VelvetMedLib.tasks.crop import text_vectors
+from VelvetMedLib.tasks.abilities import takes_one_crop
 from VelvetMedLib.tasks.encoding import Encoding
+from VelvetMedLib.tasks.text_vectors import text_vectors
 
 if TYPE_CHECKING:
     from VelvetMedLib.bundle.store import Bundle
@@ -85,8 +86,8 @@ def scores(encoding: Encoding, bundle: Bundle, findings: Sequence[str] | None = 
     names = list(ontology().finding_names if findings is None else findings)
     pairs = [prompts.of(name)[: None if variant == "template_mean" else 1] for name in names]
     texts = [text for of_one in pairs for pair in of_one for text in pair]
-    cosines = [float(c) for c in text_vectors(texts, bundle) @ encoding.study_vector]
-    temperature = float(bundle.model.softmax_temperature)
+    cosines = [float(c) for c in text_vectors([[text] for text in texts], bundle) @ encoding.study_vector]
+    temperature = float(bundle.model.softmax_temperature) if takes_one_crop(bundle) else 1 / float(bundle.model.contrast_scale())
     out, at = [], 0
     for name, of_one in zip(names, pairs, strict=True):
         own = [(cosines[at + 2 * n], cosines[at + 2 * n + 1]) for n in range(len(of_one))]
@@ -107,8 +108,7 @@ def find_by_prompts(encoding: Encoding, bundle: Bundle) -> tuple[CaseFinding, ..
     """All findings of the ontology, in its order, from the bundle's own variant of the score."""
     from VelvetMedLib.tasks.findings import calibrated, state_of
 
-    settings = bundle.config.zero_shot
-    assert settings is not None  # a bundle of this family cannot be without
+    settings = bundle.config.zero_shot or ZeroShotConfig()
     table = ontology()
     if bundle.tokenizer is None:
         return tuple(_unassessed(f.name, "the model's text half is missing: it cannot read prompts") for f in table.findings)

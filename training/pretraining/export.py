@@ -13,7 +13,7 @@ from torch import Tensor
 
 from VelvetMedLib import RESEARCH_USE_ONLY
 from VelvetMedLib.bundle import save_bundle
-from VelvetMedLib.bundle.config import BundleConfig, FindingEntry, FineViewConfig, GlobalViewConfig, ViewsConfig
+from VelvetMedLib.bundle.config import BundleConfig, FindingEntry, FineViewConfig, GlobalViewConfig, ViewsConfig, ZeroShotConfig
 from VelvetMedLib.engine.files import put_folder
 from VelvetMedLib.engine.learner import Learner
 from VelvetMedLib.errors import TrainingError
@@ -103,6 +103,7 @@ def export_bundle(
         ),
         aligned_levels=tuple(recipe.levels),
         findings=tuple(FindingEntry(name=finding.name, assessed=False, reason=NOT_TRAINED) for finding in ontology().findings),
+        zero_shot=ZeroShotConfig() if "report" in recipe.levels else None,
         results=results,
     )
     return save_bundle(folder, config, model, tokenizer_json, model_card(config, results))
