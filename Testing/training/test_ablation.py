@@ -425,3 +425,8 @@ def test_several_seeds_are_shown_by_mean_and_range_and_nothing_is_shown_for_what
     assert spread([0.1, 0.2, 0.6], 2) == "0.30 (0.10–0.60)"
     assert spread([0.25], 2) == "0.25" and spread([None], 2) == "–"
     assert "|" not in as_markdown([], 20)
+
+
+def test_what_somebody_wrote_of_the_figures_stands_above_them() -> None:
+    page = as_markdown([], 20, "The parts did not help.\n")
+    assert "## What it says\n\nThe parts did not help.\n\n## Parts" in page and "What it says" not in as_markdown([], 20, " \n")
