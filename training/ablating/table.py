@@ -209,6 +209,8 @@ PANELS: tuple[tuple[str, Value], ...] = (
     ("Dice, few labels", ORGANS),
 )
 RECIPE_PANELS = (*PANELS, ("Dice of lesions, few labels", LESION_DICE), ("finding F1", F1))
+LEAST_REACH = {RETRIEVED: (0.0, 0.5), "probe AUROC": (0.4, 0.8)}
+"""What an axis shows at least, (0, 0.5) where nothing else is said: an axis cut to its points would make differences of nothing."""
 
 
 def draw(results: Sequence[Result], panels: Sequence[tuple[str, Value]], path: Path) -> None:
@@ -223,6 +225,9 @@ def draw(results: Sequence[Result], panels: Sequence[tuple[str, Value]], path: P
         for place, cells in enumerate(groups.values()):
             told = [v for v in (value(cell) for cell in cells) if v is not None]
             axes[title].plot(told, [place] * len(told), "o", color="#1f5fa8", alpha=0.7)
+        low, high = LEAST_REACH.get(title, (0.0, 0.5))
+        axes[title].update_datalim([(low, 0), (high, 0)])
+        axes[title].autoscale_view()
         axes[title].set_title(title)
         axes[title].grid(axis="x", alpha=0.3)
     trained = [(place, cell) for place, cells in enumerate(groups.values()) for cell in cells if cell["figures"].get("retrieval")]
