@@ -209,6 +209,16 @@ def test_best_is_the_first_of_the_highest_score_and_ties_go_to_the_second_metric
     assert [r["best"] for r in read_log(tmp_path / "run") if r.get("event") == "validation"] == [True, True, True, False]
 
 
+def test_a_remark_on_the_figures_is_said_once_for_each_validation_that_has_one(
+    opened: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = iter([{"R@1": 0.0}, {"R@1": 0.4}])
+    remark = lambda seen: "nothing was found" if seen["R@1"] == 0 else ""  # noqa: E731
+    selection = Selection(lambda learner: next(figures), ("R@1",), remark)
+    trainer(opened, tmp_path / "run", steps=2, settings=[*TEXT_ONLY, "loop.validate_every=1"], selection=selection).run()
+    assert capsys.readouterr().err.count("nothing was found") == 1
+
+
 def test_validation_moves_no_bit_of_the_training(opened: Any, tmp_path: Path) -> None:
     def drawing(learner: Learner) -> dict[str, float]:
         learner.eval()

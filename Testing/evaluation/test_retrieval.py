@@ -9,6 +9,7 @@ import pytest
 
 from VelvetMedLib.evaluation.records import facts_of, record_scores, record_word
 from VelvetMedLib.evaluation.retrieval import (
+    alikeness,
     by_words,
     chance,
     galleries,
@@ -48,6 +49,14 @@ def test_perfect_vectors_give_full_recall_and_rank_one() -> None:
     figures = retrieval(vectors, vectors, list("abcdef"))
     assert figures["R@1"] == figures["image_to_text R@1"] == figures["text_to_image R@1"] == 1.0
     assert figures["image_to_text median rank"] == 1.0
+
+
+def test_alikeness_is_the_mean_cosine_of_all_pairs_of_different_studies() -> None:
+    vectors = np.random.default_rng(3).normal(0.4, 1, (7, 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    slow = np.mean([float(a @ b) for a, b in itertools.combinations(vectors, 2)])
+    assert alikeness(vectors) == pytest.approx(slow)
+    assert alikeness(np.repeat(vectors[:1], 4, axis=0)) == pytest.approx(1)
 
 
 def test_a_constant_model_scores_chance() -> None:

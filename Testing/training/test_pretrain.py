@@ -20,6 +20,7 @@ import pytest
 import torch
 from pretraining import child, cohort
 from pretraining.plan import counted_bytes, made_up_batch, make_plan
+from pretraining.run import collapsed
 from pretraining.vocabulary import learn_vocabulary
 
 from VelvetMedLib.bundle import load_bundle
@@ -186,6 +187,12 @@ def test_kept_bytes_are_those_of_a_layer_whose_saved_tensors_are_known() -> None
         layer(torch.zeros(16, 8)).exp().sum().backward()
     # The input of the linear map and the result of exp, float32.
     assert counted.total == 4 * (16 * 8 + 16 * 4)
+
+
+def test_a_collapsed_run_is_told_from_one_that_learns() -> None:
+    assert collapsed({"scans alike": 0.4, "reports alike": 0.79, "R@1": 0.0}) == ""
+    said = collapsed({"scans alike": 0.991, "reports alike": 0.9996, "R@1": 0.0})
+    assert "different reports are all alike (mean cosine 0.9996)" in said and "--text-from" in said
 
 
 def test_a_made_up_batch_runs_through_every_objective() -> None:

@@ -51,11 +51,12 @@ MakeLoader = Callable[[int], Loader]
 class Selection:
     """How the best checkpoint is chosen: metrics in the order of their weight, larger is better; a tie goes to the next one.
 
-    validate: figures of the learner's present weights; run on every process.
+    validate: figures of the learner's present weights; run on every process. remark: what a person should know of them, "" = nothing.
     """
 
     validate: Validate
     metrics: tuple[str, ...]
+    remark: Callable[[Mapping[str, float]], str] = lambda figures: ""
 
     def score(self, figures: Mapping[str, float]) -> list[float]:
         return [float(figures[name]) for name in self.metrics]
@@ -273,6 +274,8 @@ class Trainer:
         self._draw()
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name in self.selection.metrics)
         log.say(f"Validation after step {self.progress.step}: {shown}{' (best so far)' if better else ''}")
+        if remark := self.selection.remark(figures):
+            log.say(remark)
 
     def _draw(self) -> None:
         if self.processes.first:

@@ -27,6 +27,12 @@ def same_group(groups: Sequence[Hashable]) -> NDArray[np.bool_]:
     return np.asarray(of[:, None] == of[None, :])
 
 
+def alikeness(vectors: Scores) -> float:
+    """Mean cosine between different rows of unit vectors [N, D], N at least 2: 1 where all are one and the same."""
+    count = len(vectors)
+    return float((np.square(vectors.sum(0, dtype=np.float64)).sum() - count) / (count * (count - 1)))
+
+
 def hit_chances(scores: Scores, relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     """For each query (row), the chance that a relevant candidate (column) is among the k best.
 

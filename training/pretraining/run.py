@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from VelvetMedLib.engine.store import StoredStudy
 from VelvetMedLib.engine.trainer import Selection, Trainer
 from VelvetMedLib.engine.validation import held_out_vectors
 from VelvetMedLib.errors import TrainingError
-from VelvetMedLib.evaluation.retrieval import chance, retrieval, same_group
+from VelvetMedLib.evaluation.retrieval import alikeness, chance, retrieval, same_group
 from VelvetMedLib.models.text import ReportTokenizer
 from VelvetMedLib.objectives.base import IMAGE_GLOBAL, TEXT_CLEAN
 from VelvetMedLib.recipes.base import Recipe
 
 CHOSEN_BY = ("mean recall", "R@1")
 """Best checkpoint: recall at 1, 5 and 10 of both directions on the validation studies, averaged; a tie goes to recall at 1."""
+ALL_ALIKE = 0.98
+"""Mean cosine of different studies' vectors: encoders of random weights begin at 0.99 and more, what has learnt lies far below."""
 STORE = "prepared"
 COMPANION_SEED = 0x5CA9
 """So that scans without a report come in an order of their own."""
@@ -137,9 +139,22 @@ def selection(data: Data, recipe: Recipe, processes: Processes, seed: int) -> Se
     def validate(learner: Learner) -> dict[str, float]:
         images, texts = held_out_vectors(learner, maker, names, processes)
         by_chance = {f"chance {name}": value for name, value in chance(same_group(words)).items()}
-        return {**retrieval(images.numpy(), texts.numpy(), words), **by_chance}
+        alike = {f"{of} alike": alikeness(vectors.numpy()) for of, vectors in (("scans", images), ("reports", texts))}
+        return {**retrieval(images.numpy(), texts.numpy(), words), **by_chance, **alike}
 
-    return Selection(validate, CHOSEN_BY)
+    return Selection(validate, CHOSEN_BY, collapsed)
+
+
+def collapsed(figures: Mapping[str, float]) -> str:
+    """A warning where the vectors of different studies are one and the same but for rounding; "" elsewhere."""
+    worst = max(("scans", "reports"), key=lambda of: figures[f"{of} alike"])
+    if figures[f"{worst} alike"] < ALL_ALIKE:
+        return ""
+    return (
+        f"The vectors of different {worst} are all alike (mean cosine {figures[f'{worst} alike']:.4f}): nothing can be found by them. "
+        "Runs begin so; where one stays so, its gradient fades and it learns nothing. Then begin again: with another seed, more studies, "
+        "a larger batch, or encoders that learnt elsewhere (--text-from, --vision-from)."
+    )
 
 
 def companion_sampler(data: Data, recipe: Recipe, processes: Processes, seed: int) -> StepSampler | None:
